@@ -1,0 +1,32 @@
+# Which files make the library, the program and the double library, and the instruction sets of the kernel files.
+file(GLOB LOOPLM_LIBRARY_SOURCES CONFIGURE_DEPENDS
+    ${CMAKE_SOURCE_DIR}/src/*/*.c ${CMAKE_SOURCE_DIR}/src/tensor/cpu/*.c)
+list(FILTER LOOPLM_LIBRARY_SOURCES EXCLUDE REGEX "/src/cli/")
+file(GLOB LOOPLM_CLI_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/cli/*.c)
+
+set(LOOPLM_DOUBLE_SOURCES ${LOOPLM_LIBRARY_SOURCES})
+list(FILTER LOOPLM_DOUBLE_SOURCES INCLUDE REGEX "/src/(base|tensor|text|model|train)/")
+list(FILTER LOOPLM_DOUBLE_SOURCES EXCLUDE REGEX "_avx[0-9a-z]*\\.c$")
+
+# A file of src/tensor/cpu named *_SET.c is compiled for that instruction set alone, and LOOPLM_HAVE_SET tells the
+# rest that its table exists. Everything else is compiled for the baseline of the architecture.
+set(LOOPLM_FLAGS_avx2 -mavx2 -mfma -mf16c)
+set(LOOPLM_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
+set(LOOPLM_FLAGS_avx512bf16 ${LOOPLM_FLAGS_avx512} -mavx512bf16)
+set(LOOPLM_FLAGS_avx512vnni ${LOOPLM_FLAGS_avx512} -mavx512vnni)
+
+foreach(set avx2 avx512 avx512bf16 avx512vnni)
+    set(files ${LOOPLM_LIBRARY_SOURCES})
+    list(FILTER files INCLUDE REGEX "/src/tensor/cpu/[^/]*_${set}\\.c$")
+    if(NOT files)
+        continue()
+    endif()
+    if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+        # Definitions for looplm alone, so that the double library never refers to a table that it lacks.
+        set_property(SOURCE ${files} APPEND PROPERTY COMPILE_OPTIONS ${LOOPLM_FLAGS_${set}})
+        string(TOUPPER "LOOPLM_HAVE_${set}" definition)
+        list(APPEND LOOPLM_HAVE ${definition})
+    else()
+        list(REMOVE_ITEM LOOPLM_LIBRARY_SOURCES ${files})
+    endif()
+endforeach()

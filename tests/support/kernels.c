@@ -1,0 +1,109 @@
+#include "support/kernels.h"
+
+#include "support/support.h"
+#include "tensor/convert.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void outputs_compare(const char *what, const char *table, const struct output *output, const void *want) {
+    char name[200];
+    snprintf(name, sizeof name, "%s: %s", what, output->what);
+    if (!output->bytes) {
+        ops_assert_equal(name, table, output->data, want, output->size / sizeof(real));
+        return;
+    }
+    for (size_t i = 0; i < output->size; i++) {
+        unsigned got = ((const unsigned char *)output->data)[i], expected = ((const unsigned char *)want)[i];
+        if (got != expected) fail_msg("%s: table %s, byte %zu: %02x, expected %02x", name, table, i, got, expected);
+    }
+}
+
+#define OUTPUTS_MAX 8
+
+void kernels_check(const char *what, const struct op *op, const struct output *outputs, int n_outputs) {
+    void *before[OUTPUTS_MAX], *want[OUTPUTS_MAX];
+    assert_in_range(n_outputs, 1, OUTPUTS_MAX);
+    for (int i = 0; i < n_outputs; i++) {
+        before[i] = memcpy(ops_alloc(outputs[i].size), outputs[i].data, outputs[i].size);
+        want[i] = ops_alloc(outputs[i].size);
+    }
+    ops_run("scalar", 1, op, 1);
+    for (int i = 0; i < n_outputs; i++) memcpy(want[i], outputs[i].data, outputs[i].size);
+    for (int t = 0; ops_table(t); t++) {
+        for (int threads = 1; threads <= 3; threads++) {
+            for (int i = 0; i < n_outputs; i++) memcpy(outputs[i].data, before[i], outputs[i].size);
+            ops_run(ops_table(t), threads, op, 1);
+            for (int i = 0; i < n_outputs; i++) outputs_compare(what, ops_table(t), &outputs[i], want[i]);
+        }
+    }
+    for (int i = 0; i < n_outputs; i++) {
+        memcpy(outputs[i].data, want[i], outputs[i].size);
+        free(before[i]);
+        free(want[i]);
+    }
+}
+
+uint64_t kernels_hash(uint64_t hash, const void *data, size_t size) {
+    if (hash == 0) hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < size; i++) hash = (hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3u;
+    return hash;
+}
+
+struct kv_cache kv_cache_make(enum kv_type type, int layers, int kv_heads, int head_dim, int positions) {
+    struct kv_cache cache = {.geometry = {type, layers, kv_heads, head_dim}, .positions = positions};
+    cache.n_blocks = (positions + KV_BLOCK - 1) / KV_BLOCK;
+    size_t block = kv_block_size(&cache.geometry);
+    cache.size = block * (size_t)cache.n_blocks;
+    cache.memory = ops_alloc(cache.size);
+    cache.blocks = ops_alloc((size_t)cache.n_blocks * sizeof *cache.blocks);
+    for (int i = 0; i < cache.n_blocks; i++)
+        cache.blocks[i] = (char *)cache.memory + block * (size_t)(cache.n_blocks - 1 - i);
+    return cache;
+}
+
+void kv_cache_free(struct kv_cache *cache) {
+    free(cache->memory);
+    free(cache->blocks);
+}
+
+void kv_cache_poison(struct kv_cache *cache) {
+    memset(cache->memory, 0xff, cache->size);
+}
+
+/* Where the element is in its block: keys in panels of LANES positions with the head dimension running, values by row.
+ */
+static void *kv_cache_at(const struct kv_cache *cache, bool value, int position, int layer, int head, int d) {
+    const struct kv_geometry *g = &cache->geometry;
+    size_t size = g->type == KV_F32 ? sizeof(real) : sizeof(uint16_t), K = (size_t)g->head_dim;
+    size_t half = KV_BLOCK * K * size, slot = (size_t)position % KV_BLOCK, element = slot * K + (size_t)d;
+    if (!value) element = (slot / LANES * K + (size_t)d) * LANES + slot % LANES;
+    size_t plane = (size_t)layer * (size_t)g->kv_heads + (size_t)head;
+    return (char *)cache->blocks[position / KV_BLOCK] + (plane * 2 + (value ? 1 : 0)) * half + element * size;
+}
+
+real kv_cache_get(const struct kv_cache *cache, bool value, int position, int layer, int head, int d) {
+    const void *at = kv_cache_at(cache, value, position, layer, head, d);
+    return cache->geometry.type == KV_F32 ? *(const real *)at : (real)bf16_to_float(*(const uint16_t *)at);
+}
+
+void kv_cache_set(struct kv_cache *cache, bool value, int position, int layer, int head, int d, real x) {
+    void *at = kv_cache_at(cache, value, position, layer, head, d);
+    if (cache->geometry.type == KV_F32) {
+        *(real *)at = x;
+    } else {
+        *(uint16_t *)at = bf16_from_float((float)x);
+    }
+}
+
+void kv_cache_fill(struct kv_cache *cache, uint64_t *seed, int count, real scale) {
+    const struct kv_geometry *g = &cache->geometry;
+    for (int p = 0; p < count; p++)
+        for (int layer = 0; layer < g->layers; layer++)
+            for (int head = 0; head < g->kv_heads; head++)
+                for (int d = 0; d < g->head_dim; d++) {
+                    kv_cache_set(cache, false, p, layer, head, d, ops_random(seed, scale));
+                    kv_cache_set(cache, true, p, layer, head, d, ops_random(seed, scale));
+                }
+}
