@@ -1,0 +1,115 @@
+/* The oracle of products, packing and the embedding: plain loops that say what each op computes. They do their worker's
+ * share, split over outputs, and are nowhere clever. */
+#include "tensor/convert.h"
+#include "tensor/cpu/naive.h"
+
+/* Where element (n, k) of a packed weight is, counted in elements. */
+static int64_t packed_index(const struct weight *w, int64_t n, int64_t k) {
+    int64_t outputs = (w->n + LANES - 1) / LANES * LANES, first = n / PANEL * PANEL;
+    int64_t width = outputs - first < PANEL ? outputs - first : PANEL;
+    if (w->type == WEIGHT_F32) return first * w->k + k * width + (n - first);
+    CHECK_EQ(w->type, WEIGHT_BF16);
+    return first * 2 * ((w->k + 1) / 2) + k / 2 * width * 2 + (n - first) * 2 + k % 2;
+}
+
+static real weight_get(const struct weight *w, int64_t n, int64_t k) {
+    int64_t i = packed_index(w, n, k);
+    return w->type == WEIGHT_F32 ? ((const real *)w->data)[i] : (real)bf16_to_float(((const uint16_t *)w->data)[i]);
+}
+
+static void weight_set(const struct weight *w, int64_t n, int64_t k, real value) {
+    int64_t i = packed_index(w, n, k);
+    if (w->type == WEIGHT_F32) {
+        ((real *)w->data)[i] = value;
+    } else {
+        ((uint16_t *)w->data)[i] = bf16_from_float((float)value);
+    }
+}
+
+void naive_embed(const struct op *o, const struct worker *worker) {
+    const struct op_embed *op = &o->embed;
+    int64_t dim = op->table->k, begin, end;
+    worker_share(worker, op->rows, 1, &begin, &end);
+    for (int64_t b = begin; b < end; b++)
+        for (int64_t d = 0; d < dim; d++) op->out[b * dim + d] = weight_get(op->table, op->ids[b], d);
+}
+
+void naive_embed_grad(const struct op *o, const struct worker *worker) {
+    const struct op_embed_grad *op = &o->embed_grad;
+    int64_t begin, end;
+    worker_share(worker, op->dim, LANES, &begin, &end);
+    for (int64_t b = 0; b < op->rows; b++)
+        for (int64_t d = begin; d < end; d++) {
+            op->dtable[(int64_t)op->ids[b] * op->dim + d] += op->dout[b * op->dim + d];
+        }
+}
+
+void naive_matmul(const struct op *o, const struct worker *worker) {
+    const struct op_matmul *op = &o->matmul;
+    const struct weight *w = op->weight;
+    bool round = w->type == WEIGHT_BF16;
+    int64_t begin, end;
+    worker_share(worker, w->n, PANEL, &begin, &end);
+    for (int64_t b = 0; b < op->rows; b++)
+        for (int64_t n = begin; n < end; n++) {
+            real sum = op->accumulate ? op->y[b * op->ldy + n] : 0;
+            for (int64_t k = 0; k < w->k; k++) {
+                real x = op->x[b * op->ldx + k];
+                sum = real_fma(round ? bf16_round(x) : x, weight_get(w, n, k), sum);
+            }
+            op->y[b * op->ldy + n] = sum;
+        }
+}
+
+void naive_matmul_dw(const struct op *o, const struct worker *worker) {
+    const struct op_matmul_dw *op = &o->matmul_dw;
+    int64_t begin, end;
+    worker_share(worker, op->n, 1, &begin, &end);
+    for (int64_t n = begin; n < end; n++)
+        for (int64_t k = 0; k < op->k; k++) {
+            real sum = op->dweight[n * op->k + k];
+            for (int64_t b = 0; b < op->rows; b++) {
+                sum = real_fma(op->dy[b * op->lddy + n], op->x[b * op->ldx + k], sum);
+            }
+            op->dweight[n * op->k + k] = sum;
+        }
+}
+
+/* The outputs that only fill up the last panel, and the odd inner element of bf16. */
+static void zero_padding(const struct weight *w, int64_t begin, int64_t end) {
+    int64_t inner = w->type == WEIGHT_BF16 ? (w->k + 1) / 2 * 2 : w->k;
+    for (int64_t n = begin; n < end; n++)
+        for (int64_t k = n < w->n ? w->k : 0; k < inner; k++) weight_set(w, n, k, 0);
+}
+
+static void pack_element(const struct op_pack *op, int64_t row, int64_t k) {
+    const struct weight *w = op->weight;
+    int64_t from = row * w->k + k;
+    if (w->type == WEIGHT_BF16 && op->dtype == DTYPE_BF16) { /* bits as they are, NaN included */
+        memcpy((uint16_t *)w->data + packed_index(w, op->row + row, k), (const char *)op->source + 2 * from, 2);
+    } else {
+        weight_set(w, op->row + row, k, dtype_load(op->source, op->dtype, from));
+    }
+}
+
+void naive_pack(const struct op *o, const struct worker *worker) {
+    const struct op_pack *op = &o->pack;
+    const struct weight *w = op->weight;
+    bool last = op->row + op->rows == w->n;
+    int64_t padded = last ? (w->n + LANES - 1) / LANES * LANES : op->row + op->rows, begin, end;
+    worker_share(worker, padded - op->row, 1, &begin, &end);
+    if (op->rows == 0) return;
+    for (int64_t i = begin; i < end && i < op->rows; i++)
+        for (int64_t k = 0; k < w->k; k++) pack_element(op, i, k);
+    zero_padding(w, op->row + begin, op->row + end);
+}
+
+void naive_pack_transposed(const struct op *o, const struct worker *worker) {
+    const struct op_pack_transposed *op = &o->pack_transposed;
+    const struct weight *w = op->weight;
+    int64_t padded = (w->n + LANES - 1) / LANES * LANES, begin, end;
+    worker_share(worker, padded, 1, &begin, &end);
+    for (int64_t n = begin; n < end && n < w->n; n++)
+        for (int64_t k = 0; k < w->k; k++) weight_set(w, n, k, op->source[k * w->n + n]);
+    zero_padding(w, begin, end);
+}

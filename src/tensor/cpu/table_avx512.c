@@ -1,0 +1,31 @@
+/* The table for AVX-512 (F, BW, DQ, VL): sixteen floats a register. */
+#include "tensor/cpu/naive.h"
+#include "tensor/cpu/simd.h"
+#include "tensor/cpu/tables.h"
+
+/* In this order: each group uses what those before it define. */
+#include "tensor/cpu/kernels_forward.inc"
+#include "tensor/cpu/kernels_matmul.inc"
+
+#include "tensor/cpu/kernels_grad.inc"
+#include "tensor/cpu/kernels_pack.inc"
+#include "tensor/cpu/kernels_qkv.inc"
+#include "tensor/cpu/kernels_tile.inc"
+
+#include "tensor/cpu/kernels_attention.inc"
+#include "tensor/cpu/kernels_attention_grad.inc"
+
+static bool supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+#define KERNEL(name) simd_##name
+const struct cpu_table cpu_table_avx512 = {
+    .name = "avx512",
+    .supported = supported,
+    .ops =
+        {
+#include "tensor/cpu/table.inc"
+        },
+};

@@ -1,0 +1,60 @@
+/* Recorded passes and the geometry of packed weights and KV blocks: what every backend shares.
+ *
+ * A pass owns its list of ops; what the ops point to belongs to the caller. */
+#include "tensor/backend.h"
+
+#include <stdlib.h>
+
+void pass_add(struct pass *pass, struct op op) {
+    CHECK_LT(op.kind, OP_COUNT);
+    if (pass->count == pass->capacity) {
+        int32_t capacity = pass->capacity ? 2 * pass->capacity : 64;
+        struct op *ops = realloc(pass->ops, (size_t)capacity * sizeof *ops);
+        CHECK_EQ(ops != NULL, 1);
+        pass->ops = ops;
+        pass->capacity = capacity;
+    }
+    pass->ops[pass->count++] = op;
+}
+
+void pass_clear(struct pass *pass) {
+    pass->count = 0;
+}
+
+void pass_free(struct pass *pass) {
+    free(pass->ops);
+    *pass = (struct pass){0};
+}
+
+size_t dtype_size(enum dtype dtype) {
+    switch (dtype) {
+    case DTYPE_BF16:
+    case DTYPE_F16:
+        return 2;
+    case DTYPE_F32:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
+size_t weight_size(enum weight_type type, int64_t n, int64_t k) {
+    int64_t outputs = (n + LANES - 1) / LANES * LANES;
+    CHECK_LE(type, WEIGHT_BF16); /* q8 and q4 have no packing yet */
+    if (type == WEIGHT_BF16) return (size_t)((k + 1) / 2 * outputs) * 2 * sizeof(uint16_t);
+    return (size_t)(k * outputs) * sizeof(real);
+}
+
+size_t kv_half_size(const struct kv_geometry *g) {
+    CHECK_LE(g->type, KV_BF16); /* q8 has no layout yet */
+    size_t element = g->type == KV_BF16 ? sizeof(uint16_t) : sizeof(real);
+    return (size_t)KV_BLOCK * (size_t)g->head_dim * element;
+}
+
+size_t kv_block_size(const struct kv_geometry *g) {
+    return 2 * kv_half_size(g) * (size_t)g->layers * (size_t)g->kv_heads;
+}
+
+size_t kv_offset(const struct kv_geometry *g, int layer, int kv_head) {
+    return 2 * kv_half_size(g) * ((size_t)layer * (size_t)g->kv_heads + (size_t)kv_head);
+}
