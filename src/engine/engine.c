@@ -1,0 +1,270 @@
+/* The engine's pass (engine.h): collect rows, run the stack once, let rows leave, read the head where a prediction is wanted. */
+#include "engine/engine_internal.h"
+
+#include "base/mathfn.h"
+
+#include <stdlib.h>
+
+static int engine_allocate(struct engine *e, looplm_error *err) {
+    const struct model_config *c = &e->model->config;
+    struct backend *backend = e->model->backend;
+    size_t rows = (size_t)e->options.rows_max, head = ENGINE_HEAD_ROWS;
+    e->lends_max = e->options.rows_max * e->options.planes;
+    e->sequences = calloc((size_t)e->options.sequences_max, sizeof(struct sequence *));
+    e->runs = malloc(rows * sizeof *e->runs);
+    e->rows = malloc(rows * sizeof *e->rows);
+    e->indices = malloc(rows * sizeof *e->indices);
+    e->lends = malloc((size_t)e->lends_max * sizeof *e->lends);
+    e->heads = malloc(rows * sizeof *e->heads);
+    e->distance = backend->alloc(backend, rows * sizeof(real));
+    e->head_h = backend->alloc(backend, head * (size_t)c->hidden * sizeof(real));
+    e->logits = backend->alloc(backend, head * (size_t)c->vocab * sizeof(real));
+    e->lse = backend->alloc(backend, 2 * head * sizeof(real));
+    if (!e->sequences || !e->runs || !e->rows || !e->indices || !e->lends || !e->heads || !e->distance || !e->head_h || !e->logits || !e->lse)
+        return error_set(err, LOOPLM_MEMORY, "the engine's buffers for %d rows could not be had", e->options.rows_max);
+    e->max = e->lse + head;
+    return 0;
+}
+
+int engine_open(struct engine **out, struct model *model, const struct engine_options *options, looplm_error *err) {
+    const struct model_config *c = &model->config;
+    struct engine *e = calloc(1, sizeof *e);
+    *out = NULL;
+    if (!e) return error_set(err, LOOPLM_MEMORY, "the engine could not be had");
+    e->model = model;
+    e->options = *options;
+    int64_t positions = (options->kv_positions + KV_BLOCK - 1) / KV_BLOCK + options->sequences_max;
+    struct kv_geometry geometry = {options->kv_type, c->layers, c->kv_heads, c->head_dim};
+    int status = kv_pool_init(&e->pool, model->backend, geometry, positions * options->planes, err);
+    e->pool.poison = options->poison;
+    if (!status) status = loop_workspace_init(&e->workspace, model, options->rows_max, err);
+    if (!status) status = engine_allocate(e, err);
+    if (status) {
+        engine_close(e);
+        return status;
+    }
+    *out = e;
+    return 0;
+}
+
+void engine_close(struct engine *e) {
+    if (!e) return;
+    CHECK_EQ(e->n_sequences, 0);
+    const struct model_config *c = &e->model->config;
+    struct backend *backend = e->model->backend;
+    size_t rows = (size_t)e->options.rows_max, head = ENGINE_HEAD_ROWS;
+    if (e->distance) backend->release(backend, e->distance, rows * sizeof(real));
+    if (e->head_h) backend->release(backend, e->head_h, head * (size_t)c->hidden * sizeof(real));
+    if (e->logits) backend->release(backend, e->logits, head * (size_t)c->vocab * sizeof(real));
+    if (e->lse) backend->release(backend, e->lse, 2 * head * sizeof(real));
+    loop_workspace_free(&e->workspace);
+    kv_pool_free(&e->pool);
+    pass_free(&e->pass);
+    free(e->sequences);
+    free(e->runs);
+    free(e->rows);
+    free(e->indices);
+    free(e->lends);
+    free(e->heads);
+    free(e);
+}
+
+struct model *engine_model(const struct engine *e) { return e->model; }
+const struct engine_counters *engine_counters(const struct engine *e) { return &e->counters; }
+
+static struct slot *row_slot(const struct engine *e, int32_t row) { return &e->rows[row].sequence->slots[e->rows[row].slot]; }
+
+/* The rule must look at this slot after this pass: its own exit, or a prediction, depends on it. */
+static bool undecided(const struct slot *slot) { return !slot->predicted && (slot->predicts || slot->target == SLOT_BY_RULE); }
+
+/* Rounds of collecting start one sequence further each pass, so that a full pass starves nobody. */
+static int collect_rows(struct engine *e, looplm_error *err) {
+    e->n_runs = e->n_rows = 0;
+    bool starved = false;
+    for (int32_t i = 0; i < e->n_sequences && e->n_rows < e->options.rows_max; i++) {
+        struct sequence *s = e->sequences[(e->next + i) % e->n_sequences];
+        if (sequence_plan(s, e->options.rows_max - e->n_rows) < 0) starved = true;
+    }
+    if (e->n_sequences) e->next = (e->next + 1) % e->n_sequences;
+    if (e->n_rows == 0 && starved)
+        return error_set(err, LOOPLM_LIMIT, "KV cache: %lld blocks are all in use; raise --context or run fewer sequences", (long long)e->pool.n_blocks);
+    return 0;
+}
+
+/* The rows' hidden states: embeddings at loop 0, else what the last loop left in the sequence's h. */
+static void record_inputs(struct engine *e) {
+    const struct model_config *c = &e->model->config;
+    for (int32_t i = 0; i < e->n_runs; i++) {
+        const struct run *run = &e->runs[i];
+        const struct sequence *s = e->rows[run->row].sequence;
+        real *x = e->workspace.buffers.layers->x + (size_t)run->row * (size_t)c->hidden;
+        if (run->loop == 0)
+            pass_add(&e->pass, (struct op){.kind = OP_EMBED, .embed = {&e->model->embed, s->ids + run->first, x, run->count}});
+        else
+            pass_add(&e->pass, (struct op){.kind = OP_GATHER, .rows = {.src = s->h, .dst = x, .index = e->indices + run->row, .rows = run->count, .dim = c->hidden}});
+    }
+}
+
+static void record_outputs(struct engine *e) {
+    const struct model_config *c = &e->model->config;
+    for (int32_t row = 0; row < e->n_rows; row++) {
+        const struct slot *slot = row_slot(e, row);
+        const struct sequence *s = e->rows[row].sequence;
+        const real *h = e->workspace.buffers.h + (size_t)row * (size_t)c->hidden;
+        if (s->options.rule.kind == EXIT_DIFF && slot->done > 0 && undecided(slot))
+            pass_add(&e->pass, (struct op){.kind = OP_DISTANCE,
+                                           .distance = {h, s->h + (size_t)slot->row * (size_t)c->hidden, e->distance + row, 1, c->hidden}});
+    }
+    for (int32_t i = 0; i < e->n_runs; i++) {
+        const struct run *run = &e->runs[i];
+        pass_add(&e->pass, (struct op){.kind = OP_SCATTER,
+                                       .rows = {.src = e->workspace.buffers.h + (size_t)run->row * (size_t)c->hidden, .dst = e->rows[run->row].sequence->h,
+                                                .index = e->indices + run->row, .rows = run->count, .dim = c->hidden}});
+    }
+}
+
+static void run_stack(struct engine *e) {
+    pass_clear(&e->pass);
+    record_inputs(e);
+    for (int32_t i = 0; i < e->n_runs; i++)
+        kv_enter(&e->rows[e->runs[i].row].sequence->kv, e->runs[i].loop, e->runs[i].first, e->runs[i].count);
+    loop_record(&e->pass, e->model, &e->pool.geometry, e->runs, e->n_runs, e->n_rows, &e->workspace.buffers);
+    record_outputs(e);
+    e->model->backend->execute(e->model->backend, &e->pass);
+    e->counters.passes++;
+    e->counters.rows += e->n_rows;
+}
+
+/* Logits, log-sum-exp and maximum of the listed pass rows (at most ENGINE_HEAD_ROWS). */
+static void read_head(struct engine *e, const int32_t *rows, int32_t n) {
+    const struct model_config *c = &e->model->config;
+    pass_clear(&e->pass);
+    pass_add(&e->pass, (struct op){.kind = OP_GATHER, .rows = {.src = e->workspace.buffers.h, .dst = e->head_h, .index = rows, .rows = n, .dim = c->hidden}});
+    loop_record_head(&e->pass, e->model, e->head_h, n, e->logits);
+    pass_add(&e->pass, (struct op){.kind = OP_CROSS_ENTROPY,
+                                   .cross_entropy = {.logits = e->logits, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = n, .vocab = c->vocab}});
+    e->model->backend->execute(e->model->backend, &e->pass);
+    e->counters.head_rows += n;
+}
+
+/* mix: the logits of a token are the p-weighted sum over its loops, added up as they come. */
+static void mix_add(struct engine *e, struct sequence *s, const struct slot *slot, int32_t head_row) {
+    const struct model_config *c = &e->model->config;
+    real p = (real)slot->probs[slot->done - 1];
+    pass_clear(&e->pass);
+    if (slot->done == 1) pass_add(&e->pass, (struct op){.kind = OP_ZERO, .zero = {s->mix, (size_t)c->vocab * sizeof(real)}});
+    pass_add(&e->pass, (struct op){.kind = OP_ROW_AXPY, .row_axpy = {e->logits + (size_t)head_row * (size_t)c->vocab, &p, s->mix, 1, c->vocab}});
+    e->model->backend->execute(e->model->backend, &e->pass);
+}
+
+static void leave(struct engine *e, struct sequence *s, struct slot *slot) {
+    CHECK_LE(e->n_lends + s->kv.loops - slot->done, e->lends_max);
+    e->n_lends += kv_leave(&s->kv, slot->position, slot->done, e->lends + e->n_lends);
+    slot->waiting = true;
+}
+
+/* After the pass: every slot advances, the rule decides, and rows that are through leave. evidence is NULL for rows whose head was not needed to decide. */
+static void settle_row(struct engine *e, int32_t row, const struct exit_evidence *evidence) {
+    struct sequence *s = e->rows[row].sequence;
+    struct slot *slot = row_slot(e, row);
+    if (slot->waiting) return;
+    if (undecided(slot)) {
+        bool replayed = slot->target != SLOT_BY_RULE && slot->done == slot->target;
+        if (replayed || exit_decide(&s->options.rule, &slot->exit, evidence, s->last)) {
+            slot->predicted = slot->done;
+            if (slot->predicts) e->heads[e->n_heads++] = row;
+        }
+    }
+    bool through = slot->target == SLOT_BY_RULE ? slot->predicted != 0 : slot->done == slot->target;
+    if (through) leave(e, s, slot);
+}
+
+static bool rule_reads_head(const struct sequence *s) { return s->options.rule.kind == EXIT_CONF || s->options.rule.kind == EXIT_MIX; }
+
+/* Rows whose rule looks at the head go through it in groups; the others are settled by the gate or the distance alone. */
+static void settle_rows(struct engine *e) {
+    int32_t group[ENGINE_HEAD_ROWS], n = 0;
+    e->n_heads = e->n_lends = 0;
+    const real *lambda = e->workspace.buffers.lambda;
+    for (int32_t row = 0; row < e->n_rows; row++)
+        slot_advance(e->rows[row].sequence, row_slot(e, row), e->model->exit_weight ? (float)lambda[row] : 0.0f);
+    for (int32_t row = 0; row <= e->n_rows; row++) {
+        bool wants_head = row < e->n_rows && rule_reads_head(e->rows[row].sequence) && undecided(row_slot(e, row));
+        if (wants_head) group[n++] = row;
+        if (n == ENGINE_HEAD_ROWS || (row == e->n_rows && n > 0)) {
+            read_head(e, group, n);
+            for (int32_t i = 0; i < n; i++) {
+                struct sequence *s = e->rows[group[i]].sequence;
+                struct exit_evidence evidence = {.confidence = math_exp((float)(e->max[i] - e->lse[i]))};
+                if (s->mix) mix_add(e, s, row_slot(e, group[i]), i);
+                settle_row(e, group[i], &evidence);
+            }
+            n = 0;
+        }
+        if (row < e->n_rows && !wants_head) {
+            struct exit_evidence evidence = {.distance = (float)e->distance[row]};
+            settle_row(e, row, &evidence);
+        }
+    }
+    if (e->n_lends > 0) {
+        pass_clear(&e->pass);
+        pass_add(&e->pass, (struct op){.kind = OP_KV_LEND, .kv_lend = {e->lends, e->n_lends, e->pool.geometry}});
+        e->model->backend->execute(e->model->backend, &e->pass);
+        e->counters.lends += e->n_lends;
+    }
+}
+
+static void predict(struct engine *e, int32_t row, int32_t head_row) {
+    const struct model_config *c = &e->model->config;
+    struct sequence *s = e->rows[row].sequence;
+    const struct slot *slot = row_slot(e, row);
+    real *logits = e->logits + (size_t)head_row * (size_t)c->vocab;
+    struct prediction p = {.position = slot->position, .loops = slot->predicted, .exit_probs = slot->probs, .logits = logits, .lse = e->lse[head_row], .id = -1};
+    if (s->generating && slot->position + 1 == s->n_ids && s->n_ids < s->options.capacity) {
+        p.id = sampler_pick(s->sampler, &s->options.sampler, logits, s->n_ids, s->ids, s->n_ids);
+        p.logprob = logits[p.id] - p.lse;
+        s->ids[s->n_ids] = p.id;
+        s->targets[s->n_ids++] = SLOT_BY_RULE;
+        s->tail_sampled = true;
+    }
+    if (s->options.on_prediction) s->options.on_prediction(s->options.context, s, &p);
+}
+
+/* mix keeps its own logits: they replace the last loop's before the prediction. */
+static void predict_mixed(struct engine *e, int32_t row) {
+    const struct model_config *c = &e->model->config;
+    struct sequence *s = e->rows[row].sequence;
+    pass_clear(&e->pass);
+    pass_add(&e->pass, (struct op){.kind = OP_CROSS_ENTROPY, .cross_entropy = {.logits = s->mix, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = 1, .vocab = c->vocab}});
+    e->model->backend->execute(e->model->backend, &e->pass);
+    real *logits = e->logits;
+    e->logits = s->mix;
+    predict(e, row, 0);
+    e->logits = logits;
+}
+
+static void predict_rows(struct engine *e) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < e->n_heads; i++) {
+        if (e->rows[e->heads[i]].sequence->mix)
+            predict_mixed(e, e->heads[i]);
+        else
+            e->heads[n++] = e->heads[i];
+    }
+    for (int32_t i = 0; i < n; i += ENGINE_HEAD_ROWS) {
+        int32_t group = n - i < ENGINE_HEAD_ROWS ? n - i : ENGINE_HEAD_ROWS;
+        read_head(e, e->heads + i, group);
+        for (int32_t j = 0; j < group; j++) predict(e, e->heads[i + j], j);
+    }
+}
+
+int engine_step(struct engine *e, bool *ran, looplm_error *err) {
+    int status = collect_rows(e, err);
+    *ran = !status && e->n_rows > 0;
+    if (!*ran) return status;
+    run_stack(e);
+    settle_rows(e);
+    predict_rows(e);
+    for (int32_t i = 0; i < e->n_sequences; i++) sequence_sweep(e->sequences[i]);
+    return 0;
+}

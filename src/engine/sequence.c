@@ -1,0 +1,236 @@
+/* Sequences: ids, the rows in flight, and which of them may enter the next pass (engine_internal.h). */
+#include "engine/engine_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int sequence_allocate(struct sequence *s, int32_t planes, looplm_error *err) {
+    const struct model_config *c = &s->engine->model->config;
+    struct backend *backend = s->engine->model->backend;
+    size_t capacity = (size_t)s->options.capacity;
+    s->slots_max = s->engine->options.rows_max + ENGINE_BACKLOG_MAX;
+    s->ids = malloc(capacity * sizeof *s->ids);
+    s->targets = malloc(capacity);
+    s->slots = malloc((size_t)s->slots_max * sizeof *s->slots);
+    s->free_rows = malloc((size_t)s->slots_max * sizeof *s->free_rows);
+    s->h = backend->alloc(backend, (size_t)s->slots_max * (size_t)c->hidden * sizeof(real));
+    bool mix = s->options.rule.kind == EXIT_MIX;
+    if (mix) s->mix = backend->alloc(backend, (size_t)c->vocab * sizeof(real));
+    if (!s->ids || !s->targets || !s->slots || !s->free_rows || !s->h || (mix && !s->mix))
+        return error_set(err, LOOPLM_MEMORY, "a sequence of %d positions could not be had", s->options.capacity);
+    for (int32_t i = 0; i < s->slots_max; i++) s->free_rows[s->n_free_rows++] = s->slots_max - 1 - i;
+    int status = sampler_open(&s->sampler, c->vocab, err);
+    if (status) return status;
+    return kv_sequence_init(&s->kv, &s->engine->pool, s->options.policy, planes, s->options.capacity, err);
+}
+
+int sequence_open(struct sequence **out, struct engine *engine, const struct sequence_options *options, looplm_error *err) {
+    *out = NULL;
+    const struct model_config *c = &engine->model->config;
+    if (engine->n_sequences == engine->options.sequences_max)
+        return error_set(err, LOOPLM_LIMIT, "the engine holds %d sequences, its limit", engine->n_sequences);
+    if (options->score && (options->rule.kind == EXIT_MIX))
+        return error_set(err, LOOPLM_UNSUPPORTED, "exit rule mix does not score whole prompts; use another rule");
+    if (options->adaptive_prompt && options->policy != KV_POLICY_LAST_EXITED)
+        return error_set(err, LOOPLM_UNSUPPORTED, "adaptive prefill needs the KV policy last-exited");
+    int status = sampler_options_check(&options->sampler, err);
+    if (status) return status;
+    struct sequence *s = calloc(1, sizeof *s);
+    if (!s) return error_set(err, LOOPLM_MEMORY, "a sequence could not be had");
+    s->engine = engine;
+    s->options = *options;
+    int32_t planes;
+    status = exit_rule_resolve(&s->options.rule, c->loops, c->exit_gate, &planes, err);
+    s->last = s->options.rule.max;
+    if (!status) status = sequence_allocate(s, planes, err);
+    if (status) {
+        sequence_close(s);
+        return status;
+    }
+    engine->sequences[engine->n_sequences++] = s;
+    *out = s;
+    return 0;
+}
+
+void sequence_close(struct sequence *s) {
+    if (!s) return;
+    struct engine *e = s->engine;
+    for (int32_t i = 0; i < e->n_sequences; i++) {
+        if (e->sequences[i] != s) continue;
+        e->sequences[i] = e->sequences[--e->n_sequences];
+        break;
+    }
+    struct backend *backend = e->model->backend;
+    if (s->kv.pool) kv_sequence_free(&s->kv);
+    if (s->h) backend->release(backend, s->h, (size_t)s->slots_max * (size_t)e->model->config.hidden * sizeof(real));
+    if (s->mix) backend->release(backend, s->mix, (size_t)e->model->config.vocab * sizeof(real));
+    sampler_close(s->sampler);
+    free(s->ids);
+    free(s->targets);
+    free(s->slots);
+    free(s->free_rows);
+    free(s);
+}
+
+static int check_ids(const struct sequence *s, const int32_t *ids, int32_t n, looplm_error *err) {
+    int32_t vocab = s->engine->model->config.vocab;
+    if (n > s->options.capacity - s->n_ids)
+        return error_set(err, LOOPLM_LIMIT, "context: %d tokens and %d more exceed its length of %d; raise --context or shorten the prompt", s->n_ids, n,
+                         s->options.capacity);
+    for (int32_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return error_set(err, LOOPLM_USAGE, "token id %d at index %d is outside the vocabulary of %d", ids[i], i, vocab);
+    return 0;
+}
+
+int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err) {
+    int status = check_ids(s, ids, n, err);
+    if (status) return status;
+    for (int32_t i = 0; i < n; i++)
+        if (depths && (depths[i] < 1 || depths[i] > s->kv.loops))
+            return error_set(err, LOOPLM_USAGE, "depth %d at index %d is outside 1 to %d", depths[i], i, s->kv.loops);
+    for (int32_t i = 0; i < n; i++) {
+        s->ids[s->n_ids + i] = ids[i];
+        s->targets[s->n_ids + i] = depths ? depths[i] : s->options.adaptive_prompt ? SLOT_BY_RULE : (uint8_t)s->kv.loops;
+    }
+    if (n > 0) s->tail_sampled = false;
+    s->n_ids += n;
+    return 0;
+}
+
+void sequence_generate(struct sequence *s, bool on) { s->generating = on; }
+void sequence_set_sampler(struct sequence *s, const struct sampler_options *sampler) { s->options.sampler = *sampler; }
+int32_t sequence_length(const struct sequence *s) { return s->n_ids; }
+int32_t sequence_run_length(const struct sequence *s) { return s->n_fed; }
+const int32_t *sequence_ids(const struct sequence *s) { return s->ids; }
+const struct kv_sequence *sequence_kv(const struct sequence *s) { return &s->kv; }
+bool sequence_tail_sampled(const struct sequence *s) { return s->tail_sampled; }
+
+bool slot_wants(const struct sequence *s, const struct slot *slot) {
+    if (slot->waiting) return s->settling;
+    return slot->target == SLOT_BY_RULE || slot->done < slot->target;
+}
+
+static bool any_wants(const struct sequence *s) {
+    for (int32_t i = 0; i < s->n_slots; i++)
+        if (slot_wants(s, &s->slots[i])) return true;
+    return false;
+}
+
+/* A generated id runs only while more is wanted: the last one stays an id without planes. */
+static bool has_unfed(const struct sequence *s) {
+    if (s->n_fed == s->n_ids) return false;
+    bool last_generated = s->n_fed + 1 == s->n_ids && s->tail_sampled;
+    return !last_generated || s->generating;
+}
+
+bool sequence_idle(const struct sequence *s) { return !any_wants(s) && !has_unfed(s); }
+
+static void slot_open(struct sequence *s, int32_t position, bool last_of_ids) {
+    struct slot *slot = &s->slots[s->n_slots++];
+    *slot = (struct slot){.position = position, .target = s->targets[position], .row = s->free_rows[--s->n_free_rows]};
+    slot->predicts = s->options.score || (last_of_ids && s->generating);
+    slot->exit = exit_begin();
+}
+
+/* Ids without a slot get one, a chunk at a time; the next chunk only when the last has finished, so that a sequence is at one loop at a time. */
+static bool open_chunk(struct sequence *s, int32_t room) {
+    int32_t n = s->n_ids - s->n_fed, free_slots = s->slots_max - s->n_slots;
+    if (s->options.rule.kind == EXIT_MIX && s->options.adaptive_prompt) n = 1;
+    if (n > room) n = room;
+    if (n > free_slots) n = free_slots;
+    if (n < 1) return true;
+    if (!kv_reserve(&s->kv, s->n_fed + n)) return false;
+    for (int32_t i = 0; i < n; i++, s->n_fed++) slot_open(s, s->n_fed, s->n_fed + 1 == s->n_ids);
+    return true;
+}
+
+/* The loop that the next rows run: the lowest that a wanting slot stands before; and the last position that wants it. */
+static int32_t next_loop(const struct sequence *s, int32_t *position_max) {
+    int32_t loop = MODEL_LOOPS_MAX;
+    for (int32_t i = 0; i < s->n_slots; i++)
+        if (slot_wants(s, &s->slots[i]) && s->slots[i].done < loop) loop = s->slots[i].done;
+    for (int32_t i = 0; i < s->n_slots; i++)
+        if (slot_wants(s, &s->slots[i]) && s->slots[i].done == loop) *position_max = s->slots[i].position;
+    return loop;
+}
+
+static void add_row(struct sequence *s, int32_t slot, int32_t loop, bool extends) {
+    struct engine *e = s->engine;
+    if (!extends)
+        e->runs[e->n_runs++] = (struct run){.row = e->n_rows, .first = s->slots[slot].position, .loop = loop, .blocks = kv_table(&s->kv, loop)};
+    e->runs[e->n_runs - 1].count++;
+    e->indices[e->n_rows] = s->slots[slot].row;
+    e->rows[e->n_rows++] = (struct pass_row){s, slot};
+}
+
+int32_t sequence_plan(struct sequence *s, int32_t room) {
+    if (!any_wants(s)) {
+        if (s->n_slots > ENGINE_BACKLOG_MAX - 1) s->settling = true;
+        if (!s->settling && has_unfed(s) && !open_chunk(s, room)) return -1;
+        if (!any_wants(s)) return 0;
+    }
+    int32_t position_max = -1, loop = next_loop(s, &position_max), n = 0;
+    /* Rows that left earlier and still owe this loop come along (full policy): everything up to position_max that stands before it. */
+    for (int32_t i = 0; i < s->n_slots; i++) n += s->slots[i].done == loop && s->slots[i].position <= position_max;
+    if (n > room) return 0;
+    int32_t previous = -2;
+    for (int32_t i = 0; i < s->n_slots; i++) {
+        if (s->slots[i].done != loop || s->slots[i].position > position_max) continue;
+        add_row(s, i, loop, s->slots[i].position == previous + 1);
+        previous = s->slots[i].position;
+    }
+    return n;
+}
+
+void slot_advance(struct sequence *s, struct slot *slot, float lambda) {
+    slot->done++;
+    if (slot->done <= s->last && !slot->predicted)
+        slot->probs[slot->done - 1] = exit_advance(&slot->exit, lambda, slot->done == s->last);
+}
+
+void sequence_sweep(struct sequence *s) {
+    int32_t kept = 0;
+    for (int32_t i = 0; i < s->n_slots; i++) {
+        const struct slot *slot = &s->slots[i];
+        bool left = s->kv.left[slot->position] != 0;
+        bool finished = left && (s->kv.policy == KV_POLICY_LAST_EXITED || slot->done == s->kv.loops);
+        if (finished)
+            s->free_rows[s->n_free_rows++] = slot->row;
+        else
+            s->slots[kept++] = *slot;
+    }
+    s->n_slots = kept;
+    if (!kept) s->settling = false;
+}
+
+int sequence_settle(struct sequence *s, looplm_error *err) {
+    while (s->n_slots > 0) {
+        if (!any_wants(s)) s->settling = true;
+        bool ran;
+        int status = engine_step(s->engine, &ran, err);
+        if (status) return status;
+    }
+    return 0;
+}
+
+int sequence_restore(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, int32_t n_run,
+                     bool tail_sampled, looplm_error *err) {
+    CHECK_EQ(s->n_ids, 0);
+    int status = check_ids(s, ids, n, err);
+    if (status) return status;
+    if (!kv_reserve(&s->kv, n_run)) return error_set(err, LOOPLM_LIMIT, "KV cache: no blocks for %d positions", n_run);
+    for (int32_t i = 0; i < n; i++) {
+        s->ids[i] = ids[i];
+        s->targets[i] = tail_sampled && i + 1 == n ? SLOT_BY_RULE : (uint8_t)s->kv.loops;
+    }
+    s->tail_sampled = tail_sampled;
+    s->n_ids = n;
+    s->n_fed = n_run;
+    for (int32_t i = 0; i < n_run; i++) {
+        s->kv.left[i] = depths[i];
+        s->kv.done[i] = s->kv.policy == KV_POLICY_FULL ? (uint8_t)s->kv.loops : depths[i];
+    }
+    for (int32_t r = 0; r < s->kv.loops; r++) s->kv.ready[r] = n_run;
+    return 0;
+}

@@ -1,0 +1,13 @@
+/* For those who fill a model: where each tensor of the table goes. */
+#ifndef MODEL_MODEL_PLACE_H
+#define MODEL_MODEL_PLACE_H
+
+#include "model/model.h"
+#include "model/tensors.h"
+
+/* The packed matrix that a tensor belongs to and its first row there, or NULL for a vector. */
+struct weight *model_matrix(struct model *model, enum tensor_role role, int32_t layer, int64_t *row);
+/* The place of a vector, or NULL for a matrix. */
+real *model_vector(struct model *model, enum tensor_role role, int32_t layer);
+
+#endif

@@ -1,0 +1,152 @@
+/* The sampler: greedy and ties, the allowed sets against a plain sort, the race's frequencies, and independence of anything but its arguments. */
+#include "base/random.h"
+#include "model/sampler.h"
+#include "support/support.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define V 50
+
+static struct sampler_options plain(float temperature, uint64_t seed) {
+    return (struct sampler_options){.temperature = temperature, .top_p = 1, .repetition_penalty = 1, .seed = seed};
+}
+
+static struct sampler *open_sampler(int32_t vocab) {
+    struct sampler *s;
+    looplm_error err;
+    assert_int_equal(sampler_open(&s, vocab, &err), 0);
+    return s;
+}
+
+static void random_logits(struct random *random, real *logits, int n, float scale) {
+    for (int i = 0; i < n; i++) logits[i] = (real)(random_normal(random) * scale);
+}
+
+static void test_greedy(void **state) {
+    (void)state;
+    struct sampler *s = open_sampler(4);
+    struct sampler_options o = plain(0, 1);
+    real logits[4] = {1, 3, 3, 2};
+    assert_int_equal(sampler_pick(s, &o, logits, 0, NULL, 0), 1); /* a tie goes to the lower id */
+    int32_t seen[] = {1, 1};
+    o.repetition_penalty = 2;
+    assert_int_equal(sampler_pick(s, &o, logits, 0, seen, 2), 2); /* 3 / 2 once, not twice */
+    real negative[4] = {-1, -3, -3, -1.5f};
+    int32_t zero[] = {0};
+    assert_int_equal(sampler_pick(s, &o, negative, 0, zero, 1), 3); /* a negative logit is multiplied */
+    sampler_close(s);
+}
+
+/* Frequencies of 40,000 positions against softmax(logits / T), by a chi-square test at 5 sigma. */
+static void test_frequencies(void **state) {
+    (void)state;
+    struct sampler *s = open_sampler(8);
+    struct random random = {3, 0};
+    real logits[8];
+    random_logits(&random, logits, 8, 1);
+    struct sampler_options o = plain(0.7f, 5);
+    int count[8] = {0}, n = 40000;
+    for (int i = 0; i < n; i++) count[sampler_pick(s, &o, logits, i, NULL, 0)]++;
+    double sum = 0, chi = 0;
+    for (int i = 0; i < 8; i++) sum += exp((double)logits[i] / (double)0.7f);
+    for (int i = 0; i < 8; i++) {
+        double expected = n * exp((double)logits[i] / (double)0.7f) / sum;
+        chi += (count[i] - expected) * (count[i] - expected) / expected;
+    }
+    assert_true(chi < 7 + 5 * sqrt(14)); /* 7 degrees of freedom: mean 7, variance 14 */
+    sampler_close(s);
+}
+
+static const real *sort_logits;
+static int by_logit(const void *a, const void *b) {
+    int x = *(const int *)a, y = *(const int *)b;
+    if (sort_logits[x] != sort_logits[y]) return sort_logits[x] > sort_logits[y] ? -1 : 1;
+    return x - y;
+}
+
+/* The reference's filters, one after the other on a full sort. */
+static void allowed_set(const struct sampler_options *o, const real *logits, int n, bool *allowed) {
+    int order[V];
+    double p[V], sum = 0, cumulative = 0;
+    for (int i = 0; i < n; i++) order[i] = i;
+    sort_logits = logits;
+    qsort(order, (size_t)n, sizeof *order, by_logit);
+    int kept = o->top_k && o->top_k < n ? o->top_k : n;
+    for (int i = 0; i < kept; i++) sum += p[i] = exp(((double)logits[order[i]] - (double)logits[order[0]]) / (double)o->temperature);
+    int nucleus = 0;
+    while (nucleus < kept && (nucleus == 0 || cumulative < (double)o->top_p * sum)) cumulative += p[nucleus++];
+    if (o->top_p >= 1) nucleus = kept;
+    while (nucleus > 1 && p[nucleus - 1] < (double)o->min_p) nucleus--;
+    memset(allowed, 0, (size_t)n);
+    for (int i = 0; i < nucleus; i++) allowed[order[i]] = true;
+}
+
+/* Everything picked is allowed, and over many positions all that is likely enough of the allowed set is picked. */
+static void test_filters(void **state) {
+    (void)state;
+    struct sampler *s = open_sampler(V);
+    struct random random = {9, 0};
+    for (int round = 0; round < 60; round++) {
+        real logits[V];
+        bool allowed[V], picked[V] = {0};
+        random_logits(&random, logits, V, 0.5f + (float)(round % 4));
+        struct sampler_options o = plain(0.5f + (float)(round % 3) * 0.5f, (uint64_t)round);
+        if (round % 2) o.top_k = 1 + round % 13;
+        if (round % 3) o.top_p = 0.05f + 0.9f * (float)round / 60;
+        if (round % 5 == 0) o.min_p = 0.02f;
+        allowed_set(&o, logits, V, allowed);
+        for (int i = 0; i < 3000; i++) {
+            int32_t id = sampler_pick(s, &o, logits, i, NULL, 0);
+            assert_true(allowed[id]);
+            picked[id] = true;
+        }
+        double sum = 0;
+        for (int i = 0; i < V; i++) sum += allowed[i] ? exp((double)logits[i] / (double)o.temperature) : 0;
+        for (int i = 0; i < V; i++)
+            if (allowed[i] && exp((double)logits[i] / (double)o.temperature) > 0.01 * sum) assert_true(picked[i]);
+    }
+    sampler_close(s);
+}
+
+/* A wide vocabulary through the windowed sort equals greedy within top-k 1, and the same arguments give the same id whatever came between. */
+static void test_pure(void **state) {
+    (void)state;
+    enum { WIDE = 20000 };
+    real *logits = malloc(WIDE * sizeof *logits);
+    struct sampler *s = open_sampler(WIDE);
+    struct random random = {4, 0};
+    random_logits(&random, logits, WIDE, 3);
+    struct sampler_options greedy = plain(0, 0), one = plain(1, 17), nucleus = plain(1, 17);
+    one.top_k = 1;
+    nucleus.top_p = 0.7f;
+    int32_t best = sampler_pick(s, &greedy, logits, 5, NULL, 0), drawn = sampler_pick(s, &nucleus, logits, 5, NULL, 0);
+    for (int i = 0; i < 5; i++) assert_int_equal(sampler_pick(s, &one, logits, i, NULL, 0), best);
+    assert_int_equal(sampler_pick(s, &nucleus, logits, 5, NULL, 0), drawn);
+    int differs = 0;
+    for (int i = 0; i < 20; i++) differs += sampler_pick(s, &nucleus, logits, i, NULL, 0) != drawn;
+    assert_true(differs > 10);
+    sampler_close(s);
+    free(logits);
+}
+
+static void test_bad_options(void **state) {
+    (void)state;
+    looplm_error err;
+    struct sampler_options o = plain(-1, 0);
+    assert_int_equal(sampler_options_check(&o, &err), LOOPLM_USAGE);
+    o = plain(1, 0);
+    o.top_p = 0;
+    assert_int_equal(sampler_options_check(&o, &err), LOOPLM_USAGE);
+    o.top_p = NAN;
+    assert_int_equal(sampler_options_check(&o, &err), LOOPLM_USAGE);
+    o = plain(1, 0);
+    o.top_k = -1;
+    assert_int_equal(sampler_options_check(&o, &err), LOOPLM_USAGE);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy), cmocka_unit_test(test_frequencies), cmocka_unit_test(test_filters), cmocka_unit_test(test_pure), cmocka_unit_test(test_bad_options)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
