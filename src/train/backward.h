@@ -1,0 +1,62 @@
+/* The backward pass of one loop, recorded as ops: it mirrors model/loop.c and model/block.c line by line. */
+#ifndef TRAIN_BACKWARD_H
+#define TRAIN_BACKWARD_H
+
+#include "model/loop.h"
+#include "model/params.h"
+
+/* The matrices of a layer packed for dx = dy W. */
+struct backward_layer {
+    struct weight qkv, o, gate_up, down;
+};
+
+/* Transposed packings, and scratch for the gradients of one loop over at most positions_max rows. */
+struct backward {
+    const struct model *model; /* borrowed */
+    struct tensor_table table; /* where each gradient lies */
+    int32_t positions_max;
+    struct backward_layer *layers; /* [L] */
+    struct weight head;            /* for dh = dlogits W_head */
+    real *dx;                      /* [B, D] by the stream; after backward_record by the loop's input */
+    real *dbranch, *dnormed;       /* [B, D] by a branch before its norm; by a branch's normed input */
+    real *dact, *dgate_up;         /* [B, F], [B, 2F] */
+    real *datt, *dq, *dqkv;        /* [B, H K], [B, H K], [B, (H + 2G) K] */
+    real *dk, *dv;                 /* [S, G K] by position, at the loop's plane */
+    real *carry_k, *carry_v;       /* [L, S, G K]: what deeper loops owe to the loop where a position left */
+    void *memory;
+    size_t memory_size;
+};
+
+int backward_init(struct backward *b, const struct model *model, int32_t positions_max, looplm_error *err);
+void backward_free(struct backward *b);
+/* Remakes the transposed packings. */
+void backward_pack(struct backward *b, const struct params *params);
+/* The gradient of a tensor inside a flat gradient buffer. A tied head's is the embedding's. */
+real *backward_gradient(const struct backward *b, real *gradient, enum tensor_role role, int32_t layer);
+
+/* A document of the unit: indices [start, start + positions), and its runs in the loop at hand. */
+struct backward_document {
+    int32_t start, positions, first_run, n_runs;
+};
+
+/* One loop over the unit's documents, as forward left it. S is the sum of their positions. */
+struct backward_loop {
+    const struct loop_buffers *buffers; /* one per layer */
+    struct kv_geometry kv;
+    const struct run *runs;
+    const struct backward_document *documents;
+    int32_t n_documents, rows, positions;
+    const real *dh; /* [B, D] by the normed hidden state that the loop leaves */
+    /* Forced depths under last-exited, [S] each of 1 or 0, or NULL where no position qualifies: `lent` marks positions
+     * that left before this loop, whose plane here is a copy; `lends` those that left right after it, whose plane
+     * deeper loops read. */
+    const real *lent, *lends;
+};
+
+/* Zeroes what deeper loops owe, before the deepest loop's backward. */
+void backward_record_begin(struct pass *pass, const struct backward *b, int32_t positions);
+/* Final norm, layers L-1 .. 0: adds to the gradients of weights and leaves the gradient of the loop's input in b->dx.
+ */
+void backward_record(struct pass *pass, const struct backward *b, const struct backward_loop *loop, real *gradient);
+
+#endif

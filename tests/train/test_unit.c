@@ -1,0 +1,218 @@
+/* Identities of a gradient unit, bit for bit: gradient = evaluation, 1 = 2 = 3 threads, every kernel table, recompute
+ * on = off, forced depths of R = none, a longer workspace, and what masks and depths must mean. */
+#include "tiny.h"
+
+#include "support/ops.h"
+
+#define POSITIONS 75 /* more than a KV block */
+
+struct variant {
+    const char *name;
+    int32_t loops;
+    bool tied, dense;
+    int32_t mask_every;
+    bool depths;
+};
+static const struct variant variants[] = {
+    {"full depth", 3, false, false, 0, false},   {"one loop", 1, false, false, 0, false},
+    {"tied, masked", 2, true, false, 3, false},  {"dense block", 2, false, true, 0, false},
+    {"forced depths", 4, false, false, 0, true}, {"forced depths, masked, tied", 3, true, false, 4, true},
+};
+#define VARIANTS (sizeof variants / sizeof *variants)
+
+static struct model_config variant_config(const struct variant *v) {
+    struct model_config config = tiny_config(v->loops);
+    config.hidden = 32;
+    config.ffn = 48;
+    config.vocab = 67;
+    config.heads = 4;
+    config.kv_heads = 2;
+    config.tied = v->tied;
+    config.branch_norms = !v->dense;
+    config.qk_norm = v->dense;
+    return config;
+}
+
+struct setting {
+    const char *table;
+    int threads;
+    bool recompute;
+    int32_t positions;
+};
+
+/* The gradient (fresh) and result of one variant under one setting. */
+static real *run(const struct variant *v, const struct setting *s, const struct objective *objective,
+                 struct unit_result *result, size_t *size) {
+    struct model_config config = variant_config(v);
+    struct tiny_text text;
+    struct tiny t;
+    tiny_open(&t, &config, 21, s->table, s->threads, s->positions, s->recompute);
+    tiny_text(&text, 22, POSITIONS, &config, v->mask_every, v->depths);
+    tiny_gradient(&t, &text.input, objective);
+    *result = tiny_gradient(&t, &text.input, objective); /* a used workspace must do as a fresh one */
+    *size = tiny_size(&t);
+    real *gradient = t.gradient;
+    t.gradient = NULL;
+    tiny_close(&t);
+    return gradient;
+}
+
+/* Both stages under every setting against the first. */
+static void check_same(const struct variant *v, const struct setting *settings, int n) {
+    for (int stage = 1; stage <= 2; stage++) {
+        struct objective objective = stage == 1 ? tiny_stage1(PRIOR_UNIFORM) : tiny_stage2();
+        struct unit_result want, got;
+        size_t size;
+        real *first = run(v, &settings[0], &objective, &want, &size);
+        assert_true(want.loss > 0 || v->loops == 1);
+        for (int i = 1; i < n; i++) {
+            const struct setting *s = &settings[i];
+            real *gradient = run(v, s, &objective, &got, &size);
+            if (memcmp(first, gradient, size) || memcmp(&want, &got, sizeof got))
+                fail_msg("%s, stage %d: other bits with table %s, %d threads, recompute %d, room for %d", v->name,
+                         stage, s->table, s->threads, s->recompute, s->positions);
+            free(gradient);
+        }
+        free(first);
+    }
+}
+
+#define SETTINGS_MAX 16
+
+static void test_tables_threads_and_memory_change_no_bit(void **state) {
+    (void)state;
+    struct setting settings[SETTINGS_MAX] = {{"scalar", 1, false, POSITIONS}};
+    int n = 1;
+    for (int i = 0; ops_table(i); i++) {
+        assert_true(n + 4 <= SETTINGS_MAX);
+        settings[n++] = (struct setting){ops_table(i), 2, false, POSITIONS};
+        if (ops_table(i + 1)) continue;
+        settings[n++] = (struct setting){ops_table(i), 1, true, POSITIONS};
+        settings[n++] = (struct setting){ops_table(i), 3, true, 200};
+    }
+    for (size_t v = 0; v < VARIANTS; v++) check_same(&variants[v], settings, n);
+}
+
+static void test_evaluation_has_the_same_numbers(void **state) {
+    (void)state;
+    for (size_t v = 0; v < VARIANTS; v++) {
+        struct model_config config = variant_config(&variants[v]);
+        struct objective objective = tiny_stage1(PRIOR_GEOMETRIC);
+        struct tiny_text text;
+        struct tiny t;
+        tiny_open(&t, &config, 23, NULL, 2, POSITIONS, false);
+        tiny_text(&text, 24, POSITIONS, &config, variants[v].mask_every, variants[v].depths);
+        struct unit_result trained = tiny_gradient(&t, &text.input, &objective), seen;
+        real ce[4 * POSITIONS], exit[4 * POSITIONS];
+        unit_evaluate(t.ws, &text.input, &objective, &seen, ce, exit);
+        assert_memory_equal(&trained, &seen, sizeof seen);
+        for (int32_t i = 0; i < POSITIONS; i++) { /* invariant 4: p sums to 1, and to nothing beyond the depth */
+            double sum = 0;
+            for (int32_t r = 0; r < config.loops; r++) sum += (double)exit[r * POSITIONS + i];
+            assert_true(fabs(sum - 1) < 1e-6);
+        }
+        for (int32_t r = 0; r < config.loops; r++) {
+            double sum = 0;
+            int64_t tokens = 0;
+            for (int32_t i = 0; i < POSITIONS; i++) {
+                sum += (double)ce[r * POSITIONS + i];
+                tokens += text.targets[i] >= 0 && (!variants[v].depths || text.depths[i] > r);
+            }
+            assert_true(fabs(sum - seen.ce[r]) < 1e-9 * (1 + sum));
+            assert_int_equal(seen.tokens[r], tokens);
+            assert_true(seen.correct[r] <= (double)tokens);
+        }
+        tiny_close(&t);
+    }
+}
+
+static void test_forced_full_depth_is_no_depths(void **state) {
+    (void)state;
+    struct model_config config = variant_config(&variants[0]);
+    struct objective objective = tiny_stage1(PRIOR_UNIFORM);
+    struct tiny_text text;
+    struct tiny t;
+    tiny_open(&t, &config, 25, NULL, 2, POSITIONS, false);
+    tiny_text(&text, 26, POSITIONS, &config, 0, false);
+    struct unit_result without = tiny_gradient(&t, &text.input, &objective);
+    real *gradient = malloc(tiny_size(&t));
+    memcpy(gradient, t.gradient, tiny_size(&t));
+    memset(text.depths, config.loops, POSITIONS);
+    text.input.depths = text.depths;
+    struct unit_result with = tiny_gradient(&t, &text.input, &objective);
+    assert_memory_equal(&without, &with, sizeof with);
+    assert_memory_equal(gradient, t.gradient, tiny_size(&t));
+    free(gradient);
+    tiny_close(&t);
+}
+
+/* Forced depths of 1 everywhere are the one-loop model. */
+static void test_forced_one_loop(void **state) {
+    (void)state;
+    struct model_config config = variant_config(&variants[0]), one = config;
+    one.loops = 1;
+    struct objective objective = tiny_stage1(PRIOR_UNIFORM);
+    struct tiny_text text;
+    struct tiny deep, shallow;
+    tiny_open(&deep, &config, 27, NULL, 1, POSITIONS, false);
+    tiny_open(&shallow, &one, 27, NULL, 1, POSITIONS, false);
+    tiny_text(&text, 28, POSITIONS, &config, 0, false);
+    struct unit_result want = tiny_gradient(&shallow, &text.input, &objective);
+    memset(text.depths, 1, POSITIONS);
+    text.input.depths = text.depths;
+    struct unit_result got = tiny_gradient(&deep, &text.input, &objective);
+    assert_memory_equal(&got, &want, sizeof got);
+    assert_memory_equal(deep.gradient, shallow.gradient, tiny_size(&deep));
+    tiny_close(&deep);
+    tiny_close(&shallow);
+}
+
+/* What comes after a position changes neither its loss nor its exit probabilities. */
+static void test_causality(void **state) {
+    (void)state;
+    struct model_config config = variant_config(&variants[4]);
+    struct objective objective = tiny_stage1(PRIOR_UNIFORM);
+    struct tiny_text text;
+    struct tiny t;
+    struct unit_result result;
+    real ce[2][4 * POSITIONS], exit[2][4 * POSITIONS];
+    tiny_open(&t, &config, 29, NULL, 2, POSITIONS, false);
+    tiny_text(&text, 30, POSITIONS, &config, 0, true);
+    unit_evaluate(t.ws, &text.input, &objective, &result, ce[0], exit[0]);
+    const int32_t cut = 41;
+    for (int32_t i = cut + 1; i < POSITIONS; i++) text.ids[i] = 0;
+    unit_evaluate(t.ws, &text.input, &objective, &result, ce[1], exit[1]);
+    for (int32_t r = 0; r < config.loops; r++) {
+        assert_memory_equal(&ce[0][r * POSITIONS], &ce[1][r * POSITIONS], (size_t)cut * sizeof(real));
+        assert_memory_equal(&exit[0][r * POSITIONS], &exit[1][r * POSITIONS], (size_t)cut * sizeof(real));
+    }
+    tiny_close(&t);
+}
+
+static void test_nothing_to_predict(void **state) {
+    (void)state;
+    struct model_config config = tiny_config(3);
+    struct objective objective = tiny_stage1(PRIOR_UNIFORM);
+    struct tiny_text text;
+    struct tiny t;
+    tiny_open(&t, &config, 31, NULL, 2, POSITIONS, true);
+    for (int32_t n = 0; n <= 1; n++) { /* a single position has no target either */
+        tiny_text(&text, 32, n, &config, 0, false);
+        struct unit_result result = tiny_gradient(&t, &text.input, &objective);
+        assert_true(result.loss == 0 && result.valid == 0);
+        for (int64_t i = 0; i < t.params.table.elements; i++) assert_true(t.gradient[i] == 0);
+    }
+    tiny_close(&t);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tables_threads_and_memory_change_no_bit),
+        cmocka_unit_test(test_evaluation_has_the_same_numbers),
+        cmocka_unit_test(test_forced_full_depth_is_no_depths),
+        cmocka_unit_test(test_forced_one_loop),
+        cmocka_unit_test(test_causality),
+        cmocka_unit_test(test_nothing_to_predict),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
