@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Compares `looplm tokenize` with PyPI's `tokenizers` on random Unicode, for the tokenizers of the fixtures, and checks that
-a freshly trained tokenizer gives the same ids in both.
+"""Compares `looplm tokenize` with PyPI's `tokenizers` on random Unicode, for the tokenizers of the fixtures, and
+checks that a freshly trained tokenizer gives the same ids in both.
 
-    python tools/check_tokenizer.py --program build/release/looplm --fixtures ../shared/fixtures [--megabytes 10] [--seed 1]
+    python tools/check_tokenizer.py --program build/release/looplm --fixtures ../shared/fixtures [--megabytes 10]
 
 Needs: pip install tokenizers. Exit status 0 when every id agrees.
 """
@@ -29,15 +29,16 @@ SCRIPTS = [(0x41, 0x7A), (0xC0, 0x24F), (0x250, 0x2AF), (0x370, 0x3FF), (0x400, 
 SIGNS = [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0xA1, 0xBF), (0x2010, 0x2027), (0x2030, 0x205E),
          (0x20A0, 0x20BF), (0x2190, 0x23FF), (0x2500, 0x27BF), (0xFF00, 0xFFEF)]
 EMOJI = [(0x1F300, 0x1F64F), (0x1F680, 0x1F6D2), (0x1F900, 0x1F9FF), (0x200D, 0x200D), (0xFE0F, 0xFE0F)]
-MARKS = [(0x300, 0x36F), (0x483, 0x489), (0x591, 0x5BD), (0x64B, 0x65F), (0x93A, 0x94F), (0x1AB0, 0x1ABD), (0x20D0, 0x20F0),
-         (0x3099, 0x309A), (0xFE20, 0xFE2F)]
+MARKS = [(0x300, 0x36F), (0x483, 0x489), (0x591, 0x5BD), (0x64B, 0x65F), (0x93A, 0x94F),
+         (0x1AB0, 0x1ABD), (0x20D0, 0x20F0), (0x3099, 0x309A), (0xFE20, 0xFE2F)]
 NUMBERS = [(0x30, 0x39), (0xB2, 0xB3), (0xB9, 0xB9), (0xBC, 0xBE), (0x660, 0x669), (0x966, 0x96F), (0x2070, 0x2079),
            (0x2150, 0x2188), (0x2460, 0x249B), (0x3007, 0x3007), (0x3021, 0x3029), (0x1D7CE, 0x1D7FF)]
 SPACES = [0x20] * 12 + [0x0A] * 6 + [0x0D, 0x09, 0x0B, 0x0C, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029,
                                      0x202F, 0x205F, 0x3000, 0x180E, 0x200B, 0xFEFF]
 CONTROL = [*range(0x00, 0x09), *range(0x0E, 0x20), 0x7F, *range(0x80, 0x85), *range(0x86, 0xA0)]
-WORDS = ["the", "don't", "I'LL", "we'Ve", "it'\u017f", "''s", "'re", "don\u2019t", "123abc", "foo_bar()", "\r\n\r\n", "   ",
-         "http://a.b/c?d=e", "A\u030a", "e\u0301", "\u1100\u1161\u11a8", "\u0041\u0327\u030a", "\U0001f468\u200d\U0001f469"]
+WORDS = ["the", "don't", "I'LL", "we'Ve", "it'\u017f", "''s", "'re", "don\u2019t", "123abc", "foo_bar()",
+         "\r\n\r\n", "   ", "http://a.b/c?d=e", "A\u030a", "e\u0301", "\u1100\u1161\u11a8", "\u0041\u0327\u030a",
+         "\U0001f468\u200d\U0001f469"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|im_start", "<filename>", "<|", "|>"]
 
 
@@ -77,8 +78,9 @@ def from_vocabulary(vocab, merges, special, nfc=False, qwen2=False):
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     if qwen2:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"),
-                                                           pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(QWEN2), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,16 +96,19 @@ def references(fixtures):
         if os.path.exists(path(name, "tokenizer.json")):
             yield name, path(name), Tokenizer.from_file(path(name, "tokenizer.json"))
     if os.path.exists(path("gpt2", "vocab.bpe")):
-        yield "gpt2", path("gpt2"), from_vocabulary(path("gpt2", "encoder.json"), path("gpt2", "vocab.bpe"), ["<|endoftext|>"])
+        yield "gpt2", path("gpt2"), from_vocabulary(path("gpt2", "encoder.json"), path("gpt2", "vocab.bpe"),
+                                                    ["<|endoftext|>"])
     if os.path.exists(path("qwen2", "merges.txt")):
-        yield "qwen2", path("qwen2"), from_vocabulary(path("qwen2", "vocab.json"), path("qwen2", "merges.txt"),
-                                                      ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], nfc=True, qwen2=True)
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        yield "qwen2", path("qwen2"), from_vocabulary(path("qwen2", "vocab.json"), path("qwen2", "merges.txt"), special,
+                                                      nfc=True, qwen2=True)
 
 
 def run(program, arguments, stdin=None):
     result = subprocess.run([program, *arguments], input=stdin, capture_output=True, check=False)
     if result.returncode != 0:
-        sys.exit(f"check_tokenizer: {program} {' '.join(arguments)}: status {result.returncode}: {result.stderr.decode()}")
+        sys.exit(f"check_tokenizer: {program} {' '.join(arguments)}: status {result.returncode}: "
+                 f"{result.stderr.decode()}")
     return result.stdout
 
 
@@ -114,13 +119,15 @@ def compare(program, name, model, reference, documents, source):
     if len(lines) != len(documents):
         sys.exit(f"check_tokenizer: {name}: {len(lines)} documents, expected {len(documents)}")
     wrong = n_ids = 0
-    decoded = [json.loads(line) for line in run(program, ["detokenize", model, "--json"], b"\n".join(lines)).splitlines()]
+    texts = run(program, ["detokenize", model, "--json"], b"\n".join(lines)).splitlines()
+    decoded = [json.loads(text) for text in texts]
     for number, (document, line) in enumerate(zip(documents, lines)):
         ours, theirs = json.loads(line), reference.encode(document).ids
         n_ids += len(ours)
         if ours != theirs:
             wrong += 1
-            at = next((i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+            differ = (i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+            at = next(differ, min(len(ours), len(theirs)))
             if wrong <= 3:
                 print(f"  document {number}, id {at}: ours {ours[at:at + 5]} theirs {theirs[at:at + 5]} "
                       f"{reference.decode(theirs[max(0, at - 4):at + 5], skip_special_tokens=False)!r}")
@@ -149,7 +156,8 @@ def check_trained(program, documents, source, directory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--program", required=True)
-    parser.add_argument("--fixtures", default=None, help="directory with ouro-1.4b, smollm2, gpt2, qwen2 (absent ones are skipped)")
+    parser.add_argument("--fixtures", default=None,
+                        help="directory with ouro-1.4b, smollm2, gpt2, qwen2 (absent ones are skipped)")
     parser.add_argument("--megabytes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

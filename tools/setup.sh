@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")"
 
-PACKAGES="gcc cmake ninja-build pkg-config libjansson-dev libpcre2-dev libyaml-dev zlib1g-dev libzstd-dev libcmocka-dev"
+PACKAGES="gcc cmake ninja-build pkg-config libjansson-dev libpcre2-dev libyaml-dev zlib1g-dev libzstd-dev libcmocka-dev libutf8proc-dev"
 PACKAGES_ALL="clang clang-format clang-tidy llvm man-db groff python3 python3-venv libc6-dev"
 STARTED=$(date +%s)
 

@@ -19,8 +19,8 @@
 #define EVALS_MAX 64
 #define GNUPLOT "gnuplot"
 
-#define PLOT_OPTIONS(X)                                                                                                \
-    X(ARGUMENT, run, "RUN", "the directory of a run, or its log.jsonl")                                                \
+#define PLOT_OPTIONS(X)                                                 \
+    X(ARGUMENT, run, "RUN", "the directory of a run, or its log.jsonl") \
     X(TEXT, output, "output", 'o', NULL, "FILE", "write a .png or .svg; without it, a sketch in the terminal")
 OPTIONS_DEFINE(plot_options, PLOT_OPTIONS)
 
@@ -36,7 +36,9 @@ struct plot {
 
 /* ---- the log ---------------------------------------------------------------------------------------------------- */
 
-static const char *eval_of(const json_t *line) { return json_string_value(json_object_get(line, "eval")); }
+static const char *eval_of(const json_t *line) {
+    return json_string_value(json_object_get(line, "eval"));
+}
 
 static void note_eval(struct plot *p, const char *name) {
     for (int i = 0; i < p->n_evals; i++)

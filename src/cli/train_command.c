@@ -1,5 +1,5 @@
-/* Owns the command line of training and how SIGINT and SIGTERM end it: they are blocked, in the thread team too, and the
- * trainer asks between steps whether one is waiting. */
+/* Owns the command line of training and how SIGINT and SIGTERM end it: they are blocked, in the thread team too, and
+ * the trainer asks between steps whether one is waiting. */
 #include "cli/train_command.h"
 
 #include "base/log.h"
@@ -10,10 +10,10 @@
 #include <string.h>
 #include <time.h>
 
-#define TRAIN_OPTIONS(X)                                                                                               \
-    X(ARGUMENT, recipe, "RECIPE", "a YAML file; docs/training.md lists its keys")                                      \
-    X(LIST, set, "set", 0, "KEY=VALUE", "override a line of the recipe (may be repeated)")                             \
-    X(FLAG, keys, "keys", 0, "list the keys of a recipe and stop")                                                     \
+#define TRAIN_OPTIONS(X)                                                                   \
+    X(ARGUMENT, recipe, "RECIPE", "a YAML file; docs/training.md lists its keys")          \
+    X(LIST, set, "set", 0, "KEY=VALUE", "override a line of the recipe (may be repeated)") \
+    X(FLAG, keys, "keys", 0, "list the keys of a recipe and stop")                         \
     X(FLAG, quiet, "quiet", 'q', "show nothing but warnings and errors")
 OPTIONS_DEFINE(train_options, TRAIN_OPTIONS)
 

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 /* Large, since every piece costs the threads two meetings: pieces of 2 MiB, which stay in cache between the scan and
- * the packing, took no less processor time, and four times as long where other programs hold the processors. */
+ * the packing, took no less processor time, and longer where other programs hold the processors. */
 #define PIECE_BYTES ((size_t)32 << 20)
 
 struct loader {

@@ -1,5 +1,5 @@
-/* Owns the form of a checkpoint and the order in which its files reach the disk: every file is synced, then the directory,
- * then renamed, then the pointer is replaced, and only then are older ones deleted.
+/* Owns the form of a checkpoint and the order in which its files reach the disk: every file is synced, then the
+ * directory, then renamed, then the pointer is replaced, and only then are older ones deleted.
  *
  * Invariant: at every moment the pointer, if there is one, names a complete checkpoint.
  */
@@ -52,10 +52,28 @@ static void sync_directory(const char *path) {
     close(fd);
 }
 
+/* Files that an atomic write left beside its target. */
+static void remove_temporaries(const char *directory) {
+    DIR *entries = opendir(directory);
+    if (!entries) return;
+    for (struct dirent *e; (e = readdir(entries));) {
+        char *path = strstr(e->d_name, ".tmp-") ? file_join(directory, e->d_name) : NULL;
+        if (path) unlink(path);
+        free(path);
+    }
+    closedir(entries);
+}
+
 void checkpoint_clean(const char *run) {
+    static const char *const directories[] = {"", "cache", "model"};
     char *temporary = file_join(run, TEMPORARY_NAME);
     if (temporary) remove_tree(temporary);
     free(temporary);
+    for (size_t i = 0; i < sizeof directories / sizeof *directories; i++) {
+        char *directory = file_join(run, directories[i]);
+        if (directory) remove_temporaries(directory);
+        free(directory);
+    }
 }
 
 /* The step in the name of a checkpoint, or -1. */
@@ -160,11 +178,11 @@ static int write_state(const char *directory, const struct checkpoint_state *s, 
     if (text) sha256_hex(text, strlen(text), hash);
     free(text);
     /* All random numbers are functions of the seed and of counters that stand here: there is no other random state. */
-    json_t *state = json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:f, s:{s:I}, s:O, s:s, s:O}", "format",
-                              CHECKPOINT_FORMAT, "stage", s->stage, "step", (json_int_t)s->step, "tokens",
-                              (json_int_t)s->tokens, "optimizer_step", (json_int_t)o->step, "log_bytes",
-                              (json_int_t)s->log_bytes, "seconds", s->seconds, "random", "seed", (json_int_t)s->seed,
-                              "data", s->data, "recipe_sha256", hash, "recipe", s->recipe);
+    json_t *state =
+        json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:f, s:{s:I}, s:O, s:s, s:O}", "format", CHECKPOINT_FORMAT, "stage",
+                  s->stage, "step", (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "optimizer_step",
+                  (json_int_t)o->step, "log_bytes", (json_int_t)s->log_bytes, "seconds", s->seconds, "random", "seed",
+                  (json_int_t)s->seed, "data", s->data, "recipe_sha256", hash, "recipe", s->recipe);
     char *path = file_join(directory, "state.json");
     int status = state && path ? json_write(path, state, err) : no_memory(directory, err);
     free(path);
@@ -284,8 +302,9 @@ static int read_moments(const struct safetensors *st, const struct tensor_table 
         snprintf(name, sizeof name, "%c.%s", kind, spec->name);
         const struct safetensors_entry *entry = safetensors_find(st, name);
         if (!entry || strcmp(entry->dtype, "F32") != 0 || entry->size != (size_t)n * sizeof(float))
-            return error_set(err, LOOPLM_FORMAT, "%s: tensor '%s': expected %lld values of F32; the checkpoint is damaged",
-                             path, name, (long long)n);
+            return error_set(err, LOOPLM_FORMAT,
+                             "%s: tensor '%s': expected %lld values of F32; the checkpoint is damaged", path, name,
+                             (long long)n);
         values_to_real(DTYPE_F32, safetensors_data(st, entry), n, out + spec->offset);
     }
     return 0;

@@ -1,7 +1,8 @@
 /* Owns the way from a file of text to pieces of ids. The order in which pieces are read is data.c's.
  *
- * Invariants: the files of the cache are complete when PREFIX.idx is there (the mask is put in place first); the name of
- * a cached file depends on the source's path, size and time and on the tokenizer, so a changed source is tokenised anew.
+ * Invariants: the files of the cache are complete when PREFIX.idx is there (the mask is put in place first); the name
+ * of a cached file depends on the source's path, size and time and on the tokenizer, so a changed source is tokenised
+ * anew.
  */
 #include "train/corpus.h"
 

@@ -1,7 +1,7 @@
 /* Owns the mixture of sources and the order of their pieces. What a piece is, is corpus.c's.
  *
- * Invariants: the source of sample j depends on (seed, j, which sources are in use) alone; the piece on (seed, source, how
- * many were drawn from it before); within an epoch of a source no piece comes twice.
+ * Invariants: the source of sample j depends on (seed, j, which sources are in use) alone; the piece on (seed, source,
+ * how many were drawn from it before); within an epoch of a source no piece comes twice.
  */
 #include "train/data.h"
 
@@ -91,8 +91,8 @@ json_t *data_state(const struct data *data) {
     for (int i = 0; i < data->n_sources; i++) {
         const struct corpus *c = &data->corpora[i];
         json_array_append_new(sources, json_pack("{s:I, s:I, s:I, s:s}", "drawn", (json_int_t)data->cursor.drawn[i],
-                                                 "documents", (json_int_t)c->documents, "tokens",
-                                                 (json_int_t)c->tokens, "lengths_sha256", c->hash));
+                                                 "documents", (json_int_t)c->documents, "tokens", (json_int_t)c->tokens,
+                                                 "lengths_sha256", c->hash));
     }
     return json_pack("{s:I, s:o}", "sample", (json_int_t)data->cursor.sample, "sources", sources);
 }

@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const tokenizer_files[] = {"tokenizer.json",          "tokenizer_config.json", "vocab.json",
-                                              "merges.txt",              "encoder.json",          "vocab.bpe",
-                                              "special_tokens_map.json", "chat_template.jinja"};
+static const char *const tokenizer_files[] = {
+    "tokenizer.json", "tokenizer_config.json",   "vocab.json",         "merges.txt", "encoder.json",
+    "vocab.bpe",      "special_tokens_map.json", "chat_template.jinja"};
 #define TOKENIZER_FILES (sizeof tokenizer_files / sizeof *tokenizer_files)
 
 static int no_memory(const char *path, looplm_error *err) {
@@ -62,7 +62,9 @@ static int copy_tokenizer(const char *tokenizer, const char *directory, looplm_e
     return status;
 }
 
-static json_t *id_or_null(int32_t id) { return id < 0 ? json_null() : json_integer(id); }
+static json_t *id_or_null(int32_t id) {
+    return id < 0 ? json_null() : json_integer(id);
+}
 
 static int write_generation(const struct model_config *c, const char *directory, looplm_error *err) {
     json_t *eos = json_array();

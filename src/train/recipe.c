@@ -1,5 +1,5 @@
-/* Owns what a recipe means: its keys, where its paths lead, which values exclude each other, and which of them a resumed
- * run may change. Opening what the paths name is left to data.c and trainer.c. */
+/* Owns what a recipe means: its keys, where its paths lead, which values exclude each other, and which of them a
+ * resumed run may change. Opening what the paths name is left to data.c and trainer.c. */
 #include "train/recipe.h"
 
 #include "base/file.h"
@@ -10,7 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int no_memory(looplm_error *err) { return error_set(err, LOOPLM_MEMORY, "recipe: no memory to hold it"); }
+static int no_memory(looplm_error *err) {
+    return error_set(err, LOOPLM_MEMORY, "recipe: no memory to hold it");
+}
 
 /* ---- paths ------------------------------------------------------------------------------------------------------ */
 
@@ -218,36 +220,35 @@ int recipe_model_config(const struct recipe *recipe, int32_t vocab, struct model
         return error_set(err, LOOPLM_USAGE, "%s: neither model.tokenizer nor model.vocab is given; one is needed",
                          recipe->path);
     if (o->model_family != FAMILY_OURO && o->model_loops_given && o->model_loops != 1)
-        return error_set(err, LOOPLM_USAGE, "%s: key model.loops: found %lld, expected 1: model.family %s does not loop",
-                         recipe->path, (long long)o->model_loops,
-                         model_family_name((enum model_family)o->model_family));
+        return error_set(err, LOOPLM_USAGE,
+                         "%s: key model.loops: found %lld, expected 1: model.family %s does not loop", recipe->path,
+                         (long long)o->model_loops, model_family_name((enum model_family)o->model_family));
     int64_t ffn = o->model_ffn ? o->model_ffn : (o->model_hidden * 8 / 3 + 63) / 64 * 64;
     model_config_set_family(config, (enum model_family)o->model_family);
-    *config = (struct model_config){.family = config->family,
-                                    .branch_norms = config->branch_norms,
-                                    .exit_gate = config->exit_gate,
-                                    .qk_norm = config->qk_norm,
-                                    .layers = (int32_t)o->model_layers,
-                                    .hidden = (int32_t)o->model_hidden,
-                                    .ffn = (int32_t)ffn,
-                                    .vocab = o->model_vocab ? (int32_t)o->model_vocab : vocab,
-                                    .heads = (int32_t)o->model_heads,
-                                    .kv_heads = (int32_t)(o->model_kv_heads ? o->model_kv_heads : o->model_heads),
-                                    .head_dim = (int32_t)(o->model_head_dim ? o->model_head_dim
-                                                                            : o->model_hidden / o->model_heads),
-                                    .loops = config->family == FAMILY_OURO ? (int32_t)o->model_loops : 1,
-                                    .max_positions = (int32_t)o->model_max_positions,
-                                    .rope_theta = o->model_rope_theta,
-                                    .norm_eps = o->model_norm_eps,
-                                    .initializer_range = o->model_initializer_range > 0
-                                                             ? o->model_initializer_range
-                                                             : 1 / sqrt((double)o->model_hidden),
-                                    .tied = o->model_tied,
-                                    .exit_threshold = 1,
-                                    .bos_id = 0,
-                                    .pad_id = 0,
-                                    .eos_ids = {0},
-                                    .n_eos = 1};
+    *config = (struct model_config){
+        .family = config->family,
+        .branch_norms = config->branch_norms,
+        .exit_gate = config->exit_gate,
+        .qk_norm = config->qk_norm,
+        .layers = (int32_t)o->model_layers,
+        .hidden = (int32_t)o->model_hidden,
+        .ffn = (int32_t)ffn,
+        .vocab = o->model_vocab ? (int32_t)o->model_vocab : vocab,
+        .heads = (int32_t)o->model_heads,
+        .kv_heads = (int32_t)(o->model_kv_heads ? o->model_kv_heads : o->model_heads),
+        .head_dim = (int32_t)(o->model_head_dim ? o->model_head_dim : o->model_hidden / o->model_heads),
+        .loops = config->family == FAMILY_OURO ? (int32_t)o->model_loops : 1,
+        .max_positions = (int32_t)o->model_max_positions,
+        .rope_theta = o->model_rope_theta,
+        .norm_eps = o->model_norm_eps,
+        .initializer_range =
+            o->model_initializer_range > 0 ? o->model_initializer_range : 1 / sqrt((double)o->model_hidden),
+        .tied = o->model_tied,
+        .exit_threshold = 1,
+        .bos_id = 0,
+        .pad_id = 0,
+        .eos_ids = {0},
+        .n_eos = 1};
     return model_config_validate(config, recipe->path, err);
 }
 
@@ -263,10 +264,10 @@ int recipe_adapt_config(const struct recipe *recipe, struct model_config *config
 
 /* What a resumed run may say differently. train.steps is one: a run can be made longer or shorter. */
 static bool may_differ(const char *key) {
-    static const char *const free_keys[] = {"run.directory",   "train.steps", "train.recompute", "eval.every",
-                                            "eval.sequences",  "eval.*.path", "eval.*.name",     "checkpoint.every",
-                                            "checkpoint.seconds", "checkpoint.keep", "log.every", "threads",
-                                            "kernels",         "save.dtype",        "train.workers"};
+    static const char *const free_keys[] = {
+        "run.directory", "train.steps", "train.recompute",  "eval.every",         "eval.sequences",
+        "eval.*.path",   "eval.*.name", "checkpoint.every", "checkpoint.seconds", "checkpoint.keep",
+        "log.every",     "threads",     "kernels",          "save.dtype",         "train.workers"};
     for (size_t i = 0; i < sizeof free_keys / sizeof *free_keys; i++)
         if (strcmp(key, free_keys[i]) == 0) return true;
     return false;

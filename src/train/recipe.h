@@ -27,9 +27,11 @@
     X(REAL, model_rope_theta, "model.rope_theta", 0, 10000, 1, 1e12, "X", "base of the rotary embedding")              \
     X(REAL, model_norm_eps, "model.norm_eps", 0, 1e-6, 1e-12, 0.1, "X", "added to the mean square in norms")           \
     X(SWITCH, model_tied, "model.tied", 0, false, "the head is the embedding")                                         \
-    X(REAL, model_initializer_range, "model.initializer_range", 0, 0, 0, 1, "X", "deviation of fresh matrices; 0: hidden^-0.5") \
-    X(REAL, model_embedding_range, "model.embedding_range", 0, 0, 0, 10, "X", "deviation of a fresh embedding; 0: that of the matrices") \
-    X(REAL, model_branch_norm, "model.branch_norm", 0, 1, 0, 10, "X", "first weight of the norms on the branches") \
+    X(REAL, model_initializer_range, "model.initializer_range", 0, 0, 0, 1, "X",                                       \
+      "deviation of fresh matrices; 0: hidden^-0.5")                                                                   \
+    X(REAL, model_embedding_range, "model.embedding_range", 0, 0, 0, 10, "X",                                          \
+      "deviation of a fresh embedding; 0: that of the matrices")                                                       \
+    X(REAL, model_branch_norm, "model.branch_norm", 0, 1, 0, 10, "X", "first weight of the norms on the branches")     \
     X(REAL, model_exit_bias, "model.exit_bias", 0, 0, -20, 20, "X", "the exit gate's first bias")                      \
     X(INT, model_max_positions, "model.max_positions", 0, 4096, 1, MODEL_POSITIONS_MAX, "N", "context that it claims") \
     X(LIST, data_path, "data.*.path", 0, "PATH", "text: .txt or .jsonl (.gz, .zst), or the PREFIX of .bin and .idx")   \
@@ -38,7 +40,8 @@
     X(LIST, data_until, "data.*.until", 0, "X", "used until this fraction of the run (default 1)")                     \
     X(LIST, eval_path, "eval.*.path", 0, "PATH", "held-out text, in the same forms")                                   \
     X(LIST, eval_name, "eval.*.name", 0, "NAME", "its name in the log; by default its number")                         \
-    X(INT, eval_every, "eval.every", 0, 500, 0, RECIPE_STEPS_MAX, "N", "steps between evaluations; 0: at the end only") \
+    X(INT, eval_every, "eval.every", 0, 500, 0, RECIPE_STEPS_MAX, "N",                                                 \
+      "steps between evaluations; 0: at the end only")                                                                 \
     X(INT, eval_sequences, "eval.sequences", 0, 64, 1, 1 << 24, "N", "evaluate on the first N sequences of each text") \
     X(INT, train_sequence, "train.sequence", 0, 256, 2, 1 << 20, "N", "longest sequence, in positions")                \
     X(INT, train_batch, "train.batch", 0, 16, 1, RECIPE_BATCH_MAX, "N", "sequences per step")                          \
@@ -59,17 +62,22 @@
     X(REAL, train_loops_warmup, "train.loops_warmup", 0, 0, 0, 1, "X", "fraction of the run until all loops are run")  \
     X(CHOICE, train_precision, "train.precision", 0, "f32", "f32|bf16", "inputs of products")                          \
     X(REAL, objective_beta, "objective.beta", 0, 0.1, 0, 100, "X", "weight of the entropy of the exit distribution")   \
-    X(REAL, objective_beta_final, "objective.beta_final", 0, -1, -1, 100, "X", "its last value, reached in a line; -1: the same") \
+    X(REAL, objective_beta_final, "objective.beta_final", 0, -1, -1, 100, "X",                                         \
+      "its last value, reached in a line; -1: the same")                                                               \
     X(CHOICE, objective_prior, "objective.prior", 0, "uniform", "uniform|geometric", "prior over exits")               \
-    X(REAL, objective_prior_exit, "objective.prior_exit", 0, 0.5, 1e-6, 0.999999, "X", "lambda of the geometric prior") \
+    X(REAL, objective_prior_exit, "objective.prior_exit", 0, 0.5, 1e-6, 0.999999, "X",                                 \
+      "lambda of the geometric prior")                                                                                 \
     X(REAL, objective_k, "objective.k", 0, 50, 0, 1e6, "X", "stage II: slope of the continuation target")              \
     X(REAL, objective_gamma, "objective.gamma", 0, 0.005, -100, 100, "X", "stage II: gain that is worth a loop")       \
-    X(INT, checkpoint_every, "checkpoint.every", 0, 0, 0, RECIPE_STEPS_MAX, "N", "steps between checkpoints; 0: by time only") \
-    X(REAL, checkpoint_seconds, "checkpoint.seconds", 0, 300, 0, 1e9, "S", "seconds between checkpoints; 0: by steps only") \
+    X(INT, checkpoint_every, "checkpoint.every", 0, 0, 0, RECIPE_STEPS_MAX, "N",                                       \
+      "steps between checkpoints; 0: by time only")                                                                    \
+    X(REAL, checkpoint_seconds, "checkpoint.seconds", 0, 300, 0, 1e9, "S",                                             \
+      "seconds between checkpoints; 0: by steps only")                                                                 \
     X(INT, checkpoint_keep, "checkpoint.keep", 0, 2, 1, 1000000, "N", "keep the last N checkpoints")                   \
     X(INT, log_every, "log.every", 0, 1, 1, RECIPE_STEPS_MAX, "N", "steps between lines of the log")                   \
     X(INT, threads, "threads", 0, 0, 0, 256, "N", "threads; 0: all processors online")                                 \
-    X(INT, train_workers, "train.workers", 0, 0, 0, 256, "N", "sequences at once, each on its share of the threads; 0: by size") \
+    X(INT, train_workers, "train.workers", 0, 0, 0, 256, "N",                                                          \
+      "sequences at once, each on its share of the threads; 0: by size")                                               \
     X(TEXT, kernels, "kernels", 0, NULL, "TABLE", "kernel table (scalar, avx2, ...); by default the best")             \
     X(CHOICE, save_dtype, "save.dtype", 0, "bf16", "bf16|f32", "type of the weights in RUN/model")
 OPTIONS_DEFINE(recipe_options, RECIPE_OPTIONS)
@@ -91,7 +99,8 @@ struct recipe {
     int n_sources;
 };
 
-/* Reads the file, applies `sets` ("key=value") and checks everything that can be checked without opening other files. */
+/* Reads the file, applies `sets` ("key=value") and checks everything that can be checked without opening other files.
+ */
 int recipe_read(struct recipe *recipe, const char *path, char *const *sets, int n_sets, looplm_error *err);
 /* The same from options that are filled already; used by recipe_read, and for fuzzing. */
 int recipe_check(struct recipe *recipe, looplm_error *err);

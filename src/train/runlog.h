@@ -1,4 +1,5 @@
-/* The run log: RUN/log.jsonl, one JSON object a line, appended while the run goes on and cut back when it is resumed. */
+/* The run log: RUN/log.jsonl, one JSON object a line, appended while the run goes on and cut back when it is resumed.
+ */
 #ifndef TRAIN_RUNLOG_H
 #define TRAIN_RUNLOG_H
 

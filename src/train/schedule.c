@@ -1,12 +1,14 @@
-/* Owns the formulas of the schedules. The run's length is train.steps; a resumed run with another length goes on with the
- * new plan. */
+/* Owns the formulas of the schedules. The run's length is train.steps; a resumed run with another length goes on with
+ * the new plan. */
 #include "train/schedule.h"
 
 #include <math.h>
 
 #define PI 3.14159265358979323846
 
-static double line(double from, double to, double share) { return from + (to - from) * share; }
+static double line(double from, double to, double share) {
+    return from + (to - from) * share;
+}
 
 /* 0 at step `begin`, 1 at the last step of the run. */
 static double share_of(int64_t begin, int64_t steps, int64_t step) {

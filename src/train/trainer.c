@@ -71,7 +71,9 @@ struct step_report {
     double lr, norm, seconds;
 };
 
-static const struct recipe_options *options_of(const struct trainer *t) { return &t->recipe.options; }
+static const struct recipe_options *options_of(const struct trainer *t) {
+    return &t->recipe.options;
+}
 
 static const char *stage_name(const struct trainer *t) {
     return t->options->stage == OBJECTIVE_STAGE2 ? "stage2" : "stage1";
@@ -91,7 +93,8 @@ static int write_records(const struct trainer *t, looplm_error *err) {
     const char *run = options_of(t)->run_directory;
     char *copy = file_join(run, "recipe.yaml"), *options = file_join(run, "options.json");
     struct file_writer w;
-    int status = copy && options ? file_writer_open(&w, copy, err) : error_set(err, LOOPLM_MEMORY, "%s: no memory", run);
+    int status =
+        copy && options ? file_writer_open(&w, copy, err) : error_set(err, LOOPLM_MEMORY, "%s: no memory", run);
     if (!status) {
         file_writer_write(&w, t->recipe.text, strlen(t->recipe.text));
         status = file_writer_commit(&w, err);
@@ -202,8 +205,9 @@ static int open_texts(struct trainer *t, looplm_error *err) {
     const struct recipe_options *o = options_of(t);
     int32_t end_id = t->tokenizer ? tokenizer_id(t->tokenizer, END_TOKEN) : 0;
     if (end_id < 0)
-        return error_set(err, LOOPLM_MISMATCH, "%s: it has no token %s, which ends a document; train a tokenizer that has",
-                         t->tokenizer_path, END_TOKEN);
+        return error_set(err, LOOPLM_MISMATCH,
+                         "%s: it has no token %s, which ends a document; train a tokenizer that has", t->tokenizer_path,
+                         END_TOKEN);
     char *cache = file_join(o->run_directory, "cache");
     if (!cache) return error_set(err, LOOPLM_MEMORY, "%s: no memory for its path", o->run_directory);
     struct corpus_options corpora = {.tokenizer = t->tokenizer,
@@ -233,8 +237,9 @@ static int restore(struct trainer *t, const char *directory, const struct checkp
 static int check_same_run(const struct trainer *t, const struct checkpoint_state *state, looplm_error *err) {
     const char *run = options_of(t)->run_directory;
     if (strcmp(state->stage, stage_name(t)) != 0)
-        return error_set(err, LOOPLM_MISMATCH, "%s: the run there is of %s, and this is %s; choose another run.directory",
-                         run, state->stage, stage_name(t));
+        return error_set(err, LOOPLM_MISMATCH,
+                         "%s: the run there is of %s, and this is %s; choose another run.directory", run, state->stage,
+                         stage_name(t));
     int status = recipe_compare(state->recipe, t->recipe.record, run, err);
     if (!status && state->step > options_of(t)->train_steps)
         status = error_set(err, LOOPLM_MISMATCH, "%s: the run has done %lld steps, and train.steps is now %lld", run,
@@ -356,12 +361,11 @@ static int train_step(struct trainer *t, struct step_report *report, looplm_erro
 static int log_step(struct trainer *t, const struct step_report *report, looplm_error *err) {
     const struct unit_result *s = &report->sums;
     int32_t loops = t->params.config.loops;
-    json_t *line = json_pack("{s:I, s:I, s:o, s:o, s:o, s:f, s:o, s:o}", "step", (json_int_t)t->step, "tokens",
-                             (json_int_t)t->tokens, "loss", runlog_mean(s->loss, s->valid), "loss_per_loop",
-                             runlog_means(s->ce, s->tokens, loops), "mean_loops",
-                             runlog_mean(runlog_mean_loops(s, loops), 1), "lr", report->lr, "grad_norm",
-                             runlog_mean(report->norm, 1), "tokens_per_s",
-                             runlog_mean((double)report->positions / report->seconds, 1));
+    json_t *line = json_pack(
+        "{s:I, s:I, s:o, s:o, s:o, s:f, s:o, s:o}", "step", (json_int_t)t->step, "tokens", (json_int_t)t->tokens,
+        "loss", runlog_mean(s->loss, s->valid), "loss_per_loop", runlog_means(s->ce, s->tokens, loops), "mean_loops",
+        runlog_mean(runlog_mean_loops(s, loops), 1), "lr", report->lr, "grad_norm", runlog_mean(report->norm, 1),
+        "tokens_per_s", runlog_mean((double)report->positions / report->seconds, 1));
     return runlog_write(&t->log, line, err);
 }
 
@@ -394,8 +398,7 @@ static int evaluate_one(struct trainer *t, const struct held_out *h, looplm_erro
                              (json_int_t)t->tokens, "eval", h->name, "loss", runlog_mean(s.loss, s.valid),
                              "loss_per_loop", runlog_means(s.ce, s.tokens, loops), "accuracy_per_loop",
                              runlog_means(s.correct, s.tokens, loops), "mean_loops",
-                             runlog_mean(runlog_mean_loops(&s, loops), 1), "valid",
-                             json_integer((json_int_t)s.valid));
+                             runlog_mean(runlog_mean_loops(&s, loops), 1), "valid", json_integer((json_int_t)s.valid));
     if (!t->options->quiet) {
         progress_end(&t->progress);
         format_losses(&s, loops, losses);
@@ -430,7 +433,9 @@ static int save(struct trainer *t, looplm_error *err) {
 
 /* ---- the run ---------------------------------------------------------------------------------------------------- */
 
-static bool is_every(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+static bool is_every(int64_t step, int64_t every) {
+    return every > 0 && step % every == 0;
+}
 
 static bool is_save_due(const struct trainer *t) {
     const struct recipe_options *o = options_of(t);

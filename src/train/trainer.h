@@ -28,7 +28,8 @@ struct trainer_outcome {
     char *run;    /* the run directory; the caller frees it */
 };
 
-/* Runs the recipe to its end, from its newest checkpoint when there is one. A finished run only writes its model again. */
+/* Runs the recipe to its end, from its newest checkpoint when there is one. A finished run only writes its model again.
+ */
 int trainer_run(const struct trainer_options *options, struct trainer_outcome *outcome, looplm_error *err);
 
 #endif

@@ -51,7 +51,9 @@ struct workers {
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
 
-static int64_t blocks_at(int64_t batch, int level) { return (batch + ((int64_t)1 << level) - 1) >> level; }
+static int64_t blocks_at(int64_t batch, int level) {
+    return (batch + ((int64_t)1 << level) - 1) >> level;
+}
 
 /* The largest blocks that still divide the batch evenly enough. */
 static int choose_level(int64_t batch, int workers) {
@@ -110,7 +112,8 @@ static int open_blocks(struct workers *w, looplm_error *err) {
     for (int64_t i = 0; ok && i < w->blocks; i++)
         ok = (w->sums[i] = backend->alloc(backend, (size_t)w->elements * sizeof(real))) != NULL;
     if (!ok)
-        return error_set(err, LOOPLM_MEMORY, "training: no memory for the gradients of %lld blocks; use train.workers 1",
+        return error_set(err, LOOPLM_MEMORY,
+                         "training: no memory for the gradients of %lld blocks; use train.workers 1",
                          (long long)w->blocks);
     return gradient_tree_init(&w->tree, backend, w->elements, w->blocks << w->level, err);
 }
@@ -160,7 +163,9 @@ void workers_close(struct workers *w) {
     free(w);
 }
 
-int workers_count(const struct workers *w) { return w->count; }
+int workers_count(const struct workers *w) {
+    return w->count;
+}
 
 size_t workers_memory(const struct workers *w) {
     size_t buffers = (size_t)w->blocks + (size_t)w->tree.n_buffers, size = 0;
@@ -181,7 +186,8 @@ struct unit_slot *workers_slot(struct workers *w, int64_t i) {
 
 static struct unit_input input_of(const struct workers *w, const struct crew *c, const struct unit_slot *slot) {
     bool all = w->job.loops == w->model->config.loops;
-    return (struct unit_input){.ids = slot->ids, .targets = slot->targets, .depths = all ? NULL : c->depths, .n = slot->n};
+    return (struct unit_input){
+        .ids = slot->ids, .targets = slot->targets, .depths = all ? NULL : c->depths, .n = slot->n};
 }
 
 /* The sum of the gradients of slots [first, last). */
@@ -218,9 +224,15 @@ static void run_job(void *context, int worker, int count) {
     struct crew *c = &w->crews[worker];
     (void)count;
     switch (w->job.kind) {
-    case JOB_PACK: unit_pack(c->unit, w->job.params); break;
-    case JOB_GRADIENT: run_blocks(w, c, worker); break;
-    case JOB_EVALUATE: run_evaluations(w, c, worker); break;
+    case JOB_PACK:
+        unit_pack(c->unit, w->job.params);
+        break;
+    case JOB_GRADIENT:
+        run_blocks(w, c, worker);
+        break;
+    case JOB_EVALUATE:
+        run_evaluations(w, c, worker);
+        break;
     }
 }
 

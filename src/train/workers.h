@@ -1,5 +1,5 @@
-/* The units of a step, several at once: each worker has its own thread, workspace and gradients. The result has the same
- * bits for any number of workers, since the sums form the one tree of optimizer.h. */
+/* The units of a step, several at once: each worker has its own thread, workspace and gradients. The result has the
+ * same bits for any number of workers, since the sums form the one tree of optimizer.h. */
 #ifndef TRAIN_WORKERS_H
 #define TRAIN_WORKERS_H
 
@@ -35,8 +35,8 @@ size_t workers_memory(const struct workers *workers);
 void workers_pack(struct workers *workers, const struct params *params);
 /* Slot i < batch, for the caller to fill. */
 struct unit_slot *workers_slot(struct workers *workers, int64_t i);
-/* Runs slots 0..n-1 and leaves each result in its slot. loops: how many every position runs. The sum of the gradients is
- * valid until the next call. */
+/* Runs slots 0..n-1 and leaves each result in its slot. loops: how many every position runs. The sum of the gradients
+ * is valid until the next call. */
 const real *workers_gradient(struct workers *workers, int64_t n, int32_t loops, const struct objective *objective);
 void workers_evaluate(struct workers *workers, int64_t n, const struct objective *objective);
 

@@ -1,4 +1,5 @@
-/* Exit rules: the distribution and Q-exit against a plain transcription of the SPEC, the other rules, and the text form. */
+/* Exit rules: the distribution and Q-exit against a plain transcription of the SPEC, the other rules, and the text
+ * form. */
 #include "base/random.h"
 #include "model/exit.h"
 #include "support/support.h"
@@ -38,15 +39,21 @@ static int engine_exit(const struct exit_rule *rule, const float *lambda, int la
     return left;
 }
 
-/* Random gates of several kinds: even, saturated at both ends, so small that products underflow, and quarters, whose sums tie with quarter thresholds. */
+/* Random gates of several kinds: even, saturated at both ends, so small that products underflow, and quarters, whose
+ * sums tie with quarter thresholds. */
 static float random_lambda(struct random *random, int kind) {
     uint64_t bits = random_next(random);
     switch (kind) {
-    case 0: return random_unit(bits);
-    case 1: return (float)(bits % 2);
-    case 2: return ldexpf(random_unit(bits), -(int)(bits % 150));
-    case 3: return (float)(bits % 5) * 0.25f;
-    default: return 1 - ldexpf(random_unit(bits), -(int)(bits % 30));
+    case 0:
+        return random_unit(bits);
+    case 1:
+        return (float)(bits % 2);
+    case 2:
+        return ldexpf(random_unit(bits), -(int)(bits % 150));
+    case 3:
+        return (float)(bits % 5) * 0.25f;
+    default:
+        return 1 - ldexpf(random_unit(bits), -(int)(bits % 30));
     }
 }
 
@@ -89,9 +96,11 @@ static void test_bounds_and_evidence(void **state) {
     (void)state;
     struct exit_state at = {.cdf = 0.9f, .step = 1};
     struct exit_evidence evidence = {.distance = 0.01f, .confidence = 0.8f};
-    struct exit_rule q = {.kind = EXIT_Q, .threshold = 0.5f, .min = 2, .max = 4}, diff = {.kind = EXIT_DIFF, .threshold = 0.02f, .min = 1, .max = 4},
-                     conf = {.kind = EXIT_CONF, .threshold = 0.8f, .min = 1, .max = 4}, mix = {.kind = EXIT_MIX, .min = 1, .max = 4};
-    assert_false(exit_decide(&q, &at, &evidence, 4)); /* below min */
+    struct exit_rule q = {.kind = EXIT_Q, .threshold = 0.5f, .min = 2, .max = 4},
+                     diff = {.kind = EXIT_DIFF, .threshold = 0.02f, .min = 1, .max = 4},
+                     conf = {.kind = EXIT_CONF, .threshold = 0.8f, .min = 1, .max = 4},
+                     mix = {.kind = EXIT_MIX, .min = 1, .max = 4};
+    assert_false(exit_decide(&q, &at, &evidence, 4));    /* below min */
     assert_false(exit_decide(&diff, &at, &evidence, 4)); /* there is no earlier loop to compare with */
     assert_true(exit_decide(&conf, &at, &evidence, 4));
     at.step = 2;
@@ -107,7 +116,8 @@ static void test_bounds_and_evidence(void **state) {
 
 static void test_text(void **state) {
     (void)state;
-    static const char *const good[] = {"full", "loops=3", "q=0.5", "diff=0.01", "conf=0.9", "mix", "q=0.25,min=2,max=3"};
+    static const char *const good[] = {"full", "loops=3",           "q=0.5", "diff=0.01", "conf=0.9",
+                                       "mix",  "q=0.25,min=2,max=3"};
     looplm_error err;
     struct exit_rule rule, again;
     char text[64];
@@ -117,7 +127,21 @@ static void test_text(void **state) {
         assert_int_equal(exit_rule_parse(&again, text, &err), 0);
         assert_memory_equal(&rule, &again, sizeof rule);
     }
-    static const char *const bad[] = {"", "ful", "q", "q=", "q=x", "q=-1", "q=nan", "loops=0", "loops=65", "loops=2.5", "full=1", "q=0.5,mid=2", "q=0.5,min=3,max=2", ",", "conf=inf"};
+    static const char *const bad[] = {"",
+                                      "ful",
+                                      "q",
+                                      "q=",
+                                      "q=x",
+                                      "q=-1",
+                                      "q=nan",
+                                      "loops=0",
+                                      "loops=65",
+                                      "loops=2.5",
+                                      "full=1",
+                                      "q=0.5,mid=2",
+                                      "q=0.5,min=3,max=2",
+                                      ",",
+                                      "conf=inf"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(exit_rule_parse(&rule, bad[i], &err), LOOPLM_USAGE);
         assert_non_null(strstr(err.message, "exit rule"));
@@ -144,7 +168,8 @@ static void test_resolve(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_q_against_spec), cmocka_unit_test(test_sum_is_one), cmocka_unit_test(test_bounds_and_evidence), cmocka_unit_test(test_text),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_q_against_spec), cmocka_unit_test(test_sum_is_one),
+                                       cmocka_unit_test(test_bounds_and_evidence), cmocka_unit_test(test_text),
                                        cmocka_unit_test(test_resolve)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* The KV pool and the bookkeeping of a sequence: blocks, invariants, lending, truncation, and a pool beyond 2^31 elements. */
+/* The KV pool and the bookkeeping of a sequence: blocks, invariants, lending, truncation, and a pool beyond 2^31
+ * elements. */
 #include "model/kv.h"
 #include "support/support.h"
 #include "tensor/cpu/cpu.h"
@@ -36,7 +37,7 @@ static void test_blocks(void **state) {
     assert_int_equal(kv_sequence_init(&a, &pool, KV_POLICY_LAST_EXITED, 3, 200, &err), 0);
     assert_int_equal(kv_sequence_init(&b, &pool, KV_POLICY_LAST_EXITED, 3, 200, &err), 0);
     assert_true(kv_reserve(&a, 64));
-    assert_true(kv_reserve(&a, 1)); /* nothing new */
+    assert_true(kv_reserve(&a, 1));    /* nothing new */
     assert_false(kv_reserve(&a, 129)); /* six more, three are left: none is taken */
     assert_true(kv_reserve(&b, 10));
     void *block = kv_table(&b, 1)[0];
@@ -45,7 +46,8 @@ static void test_blocks(void **state) {
     assert_true(isnan(((const float *)block)[7])); /* poisoned between uses */
     assert_true(kv_reserve(&a, 128));
     for (int r = 0; r < 3; r++)
-        for (size_t i = 0; i < pool.block_size / 4; i++) assert_true(((const float *)kv_table(&a, r)[1])[i] == 0); /* zero when handed out */
+        for (size_t i = 0; i < pool.block_size / 4; i++)
+            assert_true(((const float *)kv_table(&a, r)[1])[i] == 0); /* zero when handed out */
     kv_sequence_free(&a);
     kv_pool_free(&pool);
 }
@@ -59,7 +61,9 @@ static bool aborts(void (*f)(struct kv_sequence *)) {
         fclose(stderr);
         struct kv_pool pool;
         struct kv_sequence s;
-        if (kv_pool_init(&pool, backend, small, 6, NULL) || kv_sequence_init(&s, &pool, KV_POLICY_LAST_EXITED, 3, 128, NULL) || !kv_reserve(&s, 64)) _exit(3);
+        if (kv_pool_init(&pool, backend, small, 6, NULL) ||
+            kv_sequence_init(&s, &pool, KV_POLICY_LAST_EXITED, 3, 128, NULL) || !kv_reserve(&s, 64))
+            _exit(3);
         f(&s);
         _exit(0);
     }
@@ -72,12 +76,16 @@ static void row_twice(struct kv_sequence *s) {
     kv_enter(s, 0, 0, 2);
     kv_enter(s, 0, 1, 1);
 }
-static void past_missing(struct kv_sequence *s) { kv_enter(s, 0, 1, 1); }
+static void past_missing(struct kv_sequence *s) {
+    kv_enter(s, 0, 1, 1);
+}
 static void runs_ahead(struct kv_sequence *s) {
     kv_enter(s, 0, 0, 2);
     kv_enter(s, 1, 1, 1); /* position 0 has not run loop 1 and has not left */
 }
-static void no_blocks(struct kv_sequence *s) { kv_enter(s, 0, 0, 65); }
+static void no_blocks(struct kv_sequence *s) {
+    kv_enter(s, 0, 0, 65);
+}
 static void leaves_twice(struct kv_sequence *s) {
     struct kv_lend lends[4];
     kv_enter(s, 0, 0, 1);
@@ -115,7 +123,8 @@ static void test_truncate(void **state) {
     kv_truncate(&s, 21);
     const float *keys = kv_table(&s, 0)[0], *values = keys + 64 * 16;
     for (int d = 0; d < 16; d++) {
-        assert_true(keys[(16 + d) * 16 + 4] != 0 && keys[(16 + d) * 16 + 5] == 0); /* panel 1, lanes 4 and 5: positions 20 and 21 */
+        assert_true(keys[(16 + d) * 16 + 4] != 0 &&
+                    keys[(16 + d) * 16 + 5] == 0); /* panel 1, lanes 4 and 5: positions 20 and 21 */
         assert_true(values[20 * 16 + d] != 0 && values[21 * 16 + d] == 0);
     }
     assert_true(((const float *)kv_table(&s, 0)[1])[0] == 0);
@@ -124,7 +133,8 @@ static void test_truncate(void **state) {
     kv_pool_free(&pool);
 }
 
-/* A pool of more than 2^31 elements: the last block is real memory of its own, and attention reads keys and values from it. */
+/* A pool of more than 2^31 elements: the last block is real memory of its own, and attention reads keys and values from
+ * it. */
 static void test_beyond_2_31(void **state) {
     (void)state;
     struct kv_geometry g = {KV_BF16, 24, 16, 128};
@@ -143,11 +153,22 @@ static void test_beyond_2_31(void **state) {
     unsigned char *block = kv_table(&s, 0)[0];
     assert_true((size_t)(block - pool.memory) == pool.block_size * (size_t)(blocks - 1));
     uint16_t *values = (uint16_t *)(void *)(block + kv_offset(&g, 23, 15) + kv_half_size(&g));
-    for (int d = 0; d < 128; d++) values[d] = (uint16_t)(0x3f80 + d); /* position 0; its only key takes all the weight */
+    for (int d = 0; d < 128; d++)
+        values[d] = (uint16_t)(0x3f80 + d); /* position 0; its only key takes all the weight */
     struct run run = {.count = 1, .blocks = kv_table(&s, 0)};
     real q[16 * 128] = {0}, out[16 * 128];
     struct pass pass = {0};
-    pass_add(&pass, (struct op){.kind = OP_ATTENTION, .attention = {.q = q, .ldq = 2048, .out = out, .ldout = 2048, .runs = &run, .n_runs = 1, .kv = g, .layer = 23, .heads = 16, .scale = 1}});
+    pass_add(&pass, (struct op){.kind = OP_ATTENTION,
+                                .attention = {.q = q,
+                                              .ldq = 2048,
+                                              .out = out,
+                                              .ldout = 2048,
+                                              .runs = &run,
+                                              .n_runs = 1,
+                                              .kv = g,
+                                              .layer = 23,
+                                              .heads = 16,
+                                              .scale = 1}});
     backend->execute(backend, &pass);
     pass_free(&pass);
     for (int d = 0; d < 128; d++) {
@@ -163,6 +184,7 @@ static void test_beyond_2_31(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks), cmocka_unit_test(test_invariants), cmocka_unit_test(test_truncate), cmocka_unit_test(test_beyond_2_31)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks), cmocka_unit_test(test_invariants),
+                                       cmocka_unit_test(test_truncate), cmocka_unit_test(test_beyond_2_31)};
     return cmocka_run_group_tests(tests, open_backend, close_backend);
 }

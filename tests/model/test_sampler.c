@@ -1,4 +1,5 @@
-/* The sampler: greedy and ties, the allowed sets against a plain sort, the race's frequencies, and independence of anything but its arguments. */
+/* The sampler: greedy and ties, the allowed sets against a plain sort, the race's frequencies, and independence of
+ * anything but its arguments. */
 #include "base/random.h"
 #include "model/sampler.h"
 #include "support/support.h"
@@ -74,7 +75,8 @@ static void allowed_set(const struct sampler_options *o, const real *logits, int
     sort_logits = logits;
     qsort(order, (size_t)n, sizeof *order, by_logit);
     int kept = o->top_k && o->top_k < n ? o->top_k : n;
-    for (int i = 0; i < kept; i++) sum += p[i] = exp(((double)logits[order[i]] - (double)logits[order[0]]) / (double)o->temperature);
+    for (int i = 0; i < kept; i++)
+        sum += p[i] = exp(((double)logits[order[i]] - (double)logits[order[0]]) / (double)o->temperature);
     int nucleus = 0;
     while (nucleus < kept && (nucleus == 0 || cumulative < (double)o->top_p * sum)) cumulative += p[nucleus++];
     if (o->top_p >= 1) nucleus = kept;
@@ -110,7 +112,8 @@ static void test_filters(void **state) {
     sampler_close(s);
 }
 
-/* A wide vocabulary through the windowed sort equals greedy within top-k 1, and the same arguments give the same id whatever came between. */
+/* A wide vocabulary through the windowed sort equals greedy within top-k 1, and the same arguments give the same id
+ * whatever came between. */
 static void test_pure(void **state) {
     (void)state;
     enum { WIDE = 20000 };
@@ -147,6 +150,8 @@ static void test_bad_options(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy), cmocka_unit_test(test_frequencies), cmocka_unit_test(test_filters), cmocka_unit_test(test_pure), cmocka_unit_test(test_bad_options)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy), cmocka_unit_test(test_frequencies),
+                                       cmocka_unit_test(test_filters), cmocka_unit_test(test_pure),
+                                       cmocka_unit_test(test_bad_options)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -78,8 +78,9 @@ static uint32_t *common_characters(size_t *n) {
 }
 
 static size_t random_text(uint64_t *state, const uint32_t *characters, size_t n, char *text) {
-    static const char *const likely[] = {" ", "  ", "\n", "\r\n", "'", "'s",       "'LL",          "'re",
-                                         "a", "Z",  "7",  "\t",   "!", "\xC2\xA0", "\xE1\xA0\x8E", "\xC5\xBF"};
+    static const char *const likely[] = {" ",   "  ",       "\n",           "\r\n",    "'", "'s", "'t", "'m", "'d",
+                                         "'ll", "'LL",      "'re",          "'Ve",     "t", "a",  "Z",  "7",  "\t",
+                                         "!",   "\xC2\xA0", "\xE1\xA0\x8E", "\xC5\xBF"};
     size_t size = 0, count = 1 + next(state) % CHARACTERS_MAX;
     for (size_t i = 0; i < count; i++) {
         uint64_t kind = next(state) % 4;

@@ -143,7 +143,9 @@ static void test_left_behind(void **state) {
     char *temporary = file_join(f->run, "checkpoint.tmp");
     assert_int_equal(file_make_directories(temporary, &err), 0);
     free(support_write_file(temporary, "model.safetensors", "half"));
+    free(support_write_file(f->run, "latest.tmp-123", "checkp"));
     checkpoint_clean(f->run);
+    assert_false(has(f, "latest.tmp-123"));
     assert_false(has(f, "checkpoint.tmp"));
     free(temporary);
 }

@@ -372,7 +372,7 @@ static void test_bad_recipes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_straight),
                                        cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_workers),
+                                       cmocka_unit_test(test_workers),
                                        cmocka_unit_test(test_stop_and_resume),
                                        cmocka_unit_test(test_kill),
                                        cmocka_unit_test(test_changed_recipe),
