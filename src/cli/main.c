@@ -18,6 +18,7 @@
     X(train)        \
     X(gate)         \
     X(plot)         \
+    X(lab)          \
     X(inspect)                                                                                                         \
     X(version)
 

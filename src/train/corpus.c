@@ -306,12 +306,23 @@ static int64_t find_document(const struct corpus *corpus, int64_t piece) {
     return low;
 }
 
-int32_t corpus_piece(const struct corpus *corpus, int64_t piece, int32_t *ids, int32_t *targets) {
+/* The document of a piece, and where in it the piece begins; returns its number of positions. */
+static int64_t locate(const struct corpus *corpus, int64_t piece, int64_t *document, int64_t *first) {
     CHECK_LE(0, piece);
     CHECK_LT(piece, corpus->pieces);
-    int64_t document = find_document(corpus, piece), length = positions_of(corpus, document);
-    int64_t first = (piece - corpus->first_piece[document]) * corpus->sequence;
-    int64_t n = length - first < corpus->sequence ? length - first : corpus->sequence;
+    *document = find_document(corpus, piece);
+    *first = (piece - corpus->first_piece[*document]) * corpus->sequence;
+    int64_t left = positions_of(corpus, *document) - *first;
+    return left < corpus->sequence ? left : corpus->sequence;
+}
+
+int32_t corpus_piece_length(const struct corpus *corpus, int64_t piece) {
+    int64_t document, first;
+    return (int32_t)locate(corpus, piece, &document, &first);
+}
+
+int32_t corpus_piece(const struct corpus *corpus, int64_t piece, int32_t *ids, int32_t *targets) {
+    int64_t document, first, n = locate(corpus, piece, &document, &first);
     size_t stored, at = (size_t)first + 1;
     indexed_document(corpus->ids, (size_t)document, &stored);
     /* Targets that are stored: all but an end token that was added. */

@@ -34,6 +34,8 @@ int corpus_open(struct corpus *corpus, const char *path, const struct corpus_opt
 void corpus_close(struct corpus *corpus);
 /* ids and targets hold `sequence` items; a target is -1 where nothing is asked. Returns the number of positions. */
 int32_t corpus_piece(const struct corpus *corpus, int64_t piece, int32_t *ids, int32_t *targets);
+/* The number of positions alone. */
+int32_t corpus_piece_length(const struct corpus *corpus, int64_t piece);
 
 /* The hash for the options: of the files that a tokenizer directory (or tokenizer.json) consists of. */
 int corpus_tokenizer_hash(const char *path, char hash[65], looplm_error *err);

@@ -77,13 +77,19 @@ static int choose_source(const struct data *data, double fraction) {
     return last;
 }
 
-int32_t data_next(struct data *data, double fraction, int32_t *ids, int32_t *targets) {
+void data_next(struct data *data, double fraction, struct data_unit *unit) {
     int source = choose_source(data, fraction);
     const struct corpus *corpus = &data->corpora[source];
-    int64_t piece = data_piece(data->seed, source, corpus->pieces, data->cursor.drawn[source]);
-    data->cursor.drawn[source]++;
+    unit->n = unit->n_documents = 0;
+    unit->weight = data->sources[source].loss_weight;
     data->cursor.sample++;
-    return corpus_piece(corpus, piece, ids, targets);
+    while (unit->n_documents < DATA_DOCUMENTS_MAX) {
+        int64_t piece = data_piece(data->seed, source, corpus->pieces, data->cursor.drawn[source]);
+        if (unit->n + corpus_piece_length(corpus, piece) > corpus->sequence) return;
+        unit->starts[unit->n_documents++] = unit->n;
+        unit->n += corpus_piece(corpus, piece, unit->ids + unit->n, unit->targets + unit->n);
+        data->cursor.drawn[source]++;
+    }
 }
 
 json_t *data_state(const struct data *data) {

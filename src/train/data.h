@@ -6,9 +6,11 @@
 #include "train/corpus.h"
 #include "train/recipe.h"
 
+#define DATA_DOCUMENTS_MAX 64
+
 struct data_cursor {
-    int64_t sample;                    /* sequences read so far */
-    int64_t drawn[RECIPE_SOURCES_MAX]; /* of them, from each source */
+    int64_t sample;                    /* units read so far */
+    int64_t drawn[RECIPE_SOURCES_MAX]; /* pieces read from each source */
 };
 
 struct data {
@@ -22,8 +24,13 @@ struct data {
 /* Opens every source of the recipe, which must outlive the data. */
 int data_open(struct data *data, const struct recipe *recipe, const struct corpus_options *options, looplm_error *err);
 void data_close(struct data *data);
-/* The next sequence, at this fraction of the run; returns its number of positions. */
-int32_t data_next(struct data *data, double fraction, int32_t *ids, int32_t *targets);
+/* The next unit, at this fraction of the run: pieces of one source, as many as fit into `sequence` positions (at most DATA_DOCUMENTS_MAX), each a document of its own. */
+struct data_unit {
+    int32_t *ids, *targets, *starts; /* the caller's, [sequence] each */
+    int32_t n, n_documents;
+    double weight; /* the source's loss_weight */
+};
+void data_next(struct data *data, double fraction, struct data_unit *unit);
 
 /* Piece number `drawn` of a source: each epoch is a permutation of all pieces of its own. */
 int64_t data_piece(uint64_t seed, int source, int64_t pieces, int64_t drawn);

@@ -12,6 +12,8 @@ void evaluate_corpus(struct workers *workers, int64_t batch, const struct corpus
         for (int64_t i = 0; i < n; i++) {
             struct unit_slot *slot = workers_slot(workers, i);
             slot->n = corpus_piece(corpus, first + i, slot->ids, slot->targets);
+            slot->n_documents = 1;
+            slot->starts[0] = 0;
         }
         workers_evaluate(workers, n, objective);
         for (int64_t i = 0; i < n; i++) runlog_add(sums, &workers_slot(workers, i)->result);

@@ -77,11 +77,12 @@ static int read_number(const struct recipe *recipe, const struct option_list *li
 static int read_source(struct recipe *recipe, int i, looplm_error *err) {
     const struct recipe_options *o = &recipe->options;
     struct recipe_source *s = &recipe->sources[i];
-    *s = (struct recipe_source){.path = o->data_path.items[i], .weight = 1, .from = 0, .until = 1};
+    *s = (struct recipe_source){.path = o->data_path.items[i], .weight = 1, .loss_weight = 1, .from = 0, .until = 1};
     if (!s->path)
         return error_set(err, LOOPLM_USAGE, "%s: key data.%d.path is missing: every item of data needs one",
                          recipe->path, i);
     int status = read_number(recipe, &o->data_weight, i, "weight", 0, 1e9, &s->weight, err);
+    if (!status) status = read_number(recipe, &o->data_loss_weight, i, "loss_weight", 1e-6, 1e6, &s->loss_weight, err);
     if (!status) status = read_number(recipe, &o->data_from, i, "from", 0, 1, &s->from, err);
     if (!status) status = read_number(recipe, &o->data_until, i, "until", 0, 1, &s->until, err);
     if (!status && s->from >= s->until)

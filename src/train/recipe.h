@@ -35,7 +35,8 @@
     X(REAL, model_exit_bias, "model.exit_bias", 0, 0, -20, 20, "X", "the exit gate's first bias")                      \
     X(INT, model_max_positions, "model.max_positions", 0, 4096, 1, MODEL_POSITIONS_MAX, "N", "context that it claims") \
     X(LIST, data_path, "data.*.path", 0, "PATH", "text: .txt or .jsonl (.gz, .zst), or the PREFIX of .bin and .idx")   \
-    X(LIST, data_weight, "data.*.weight", 0, "X", "share of the sequences (default 1)")                                \
+    X(LIST, data_weight, "data.*.weight", 0, "X", "share of the units, each of train.sequence positions (default 1)")  \
+    X(LIST, data_loss_weight, "data.*.loss_weight", 0, "X", "weight of its tokens in the loss (default 1)")            \
     X(LIST, data_from, "data.*.from", 0, "X", "used from this fraction of the run on (default 0)")                     \
     X(LIST, data_until, "data.*.until", 0, "X", "used until this fraction of the run (default 1)")                     \
     X(LIST, eval_path, "eval.*.path", 0, "PATH", "held-out text, in the same forms")                                   \
@@ -88,7 +89,7 @@ enum { RECIPE_SAVE_BF16, RECIPE_SAVE_F32 };
 /* A text to learn from, and the part of the run that uses it. */
 struct recipe_source {
     const char *path; /* borrowed from the options */
-    double weight, from, until;
+    double weight, loss_weight, from, until;
 };
 
 struct recipe {

@@ -68,6 +68,7 @@ struct step_report {
     struct unit_result sums;
     int64_t positions;
     int32_t loops;
+    double divisor; /* valid tokens, each times its source's loss_weight */
     double lr, norm, seconds;
 };
 
@@ -166,7 +167,7 @@ static int open_engine(struct trainer *t, looplm_error *err) {
         .workers = (int)o->train_workers,
         .kernels = o->kernels,
         .batch = o->train_batch,
-        .unit = {.positions_max = (int32_t)o->train_sequence, .recompute = o->train_recompute}};
+        .unit = {.positions_max = (int32_t)o->train_sequence, .documents_max = DATA_DOCUMENTS_MAX, .recompute = o->train_recompute}};
     struct optimizer_options adam = {.beta1 = o->train_beta1,
                                      .beta2 = o->train_beta2,
                                      .eps = o->train_eps,
@@ -322,11 +323,20 @@ static const real *run_units(struct trainer *t, struct step_report *report) {
     double fraction = (double)t->step / (double)o->train_steps;
     for (int64_t i = 0; i < o->train_batch; i++) {
         struct unit_slot *slot = workers_slot(t->workers, i);
-        slot->n = data_next(&t->data, fraction, slot->ids, slot->targets);
+        struct data_unit unit = {.ids = slot->ids, .targets = slot->targets, .starts = slot->starts};
+        data_next(&t->data, fraction, &unit);
+        slot->n = unit.n;
+        slot->n_documents = unit.n_documents;
+        slot->weight = unit.weight;
         report->positions += slot->n;
     }
     const real *gradient = workers_gradient(t->workers, o->train_batch, report->loops, &objective);
-    for (int64_t i = 0; i < o->train_batch; i++) runlog_add(&report->sums, &workers_slot(t->workers, i)->result);
+    for (int64_t i = 0; i < o->train_batch; i++) {
+        const struct unit_slot *slot = workers_slot(t->workers, i);
+        runlog_add(&report->sums, &slot->result);
+        report->divisor += slot->weight * (double)slot->result.valid;
+    }
+    if (report->divisor == 0) report->divisor = 1; /* a step of prompts alone has a gradient of zero */
     return gradient;
 }
 
@@ -336,8 +346,7 @@ static int train_step(struct trainer *t, struct step_report *report, looplm_erro
     *report = (struct step_report){.loops = schedule_loops(o, t->params.config.loops, t->step),
                                    .lr = schedule_lr(o, t->step)};
     const real *gradient = run_units(t, report);
-    int64_t valid = report->sums.valid ? report->sums.valid : 1; /* a step of prompts alone has a gradient of zero */
-    if (optimizer_step(&t->optimizer, gradient, (double)valid, report->lr, &report->norm)) {
+    if (optimizer_step(&t->optimizer, gradient, report->divisor, report->lr, &report->norm)) {
         t->bad_steps = 0;
         model_pack(t->model, &t->params);
         if (t->options->stage == OBJECTIVE_STAGE1) workers_pack(t->workers, &t->params);

@@ -229,6 +229,7 @@ static int32_t depth_of(const struct unit_workspace *ws, const struct unit_input
     return input->depths ? input->depths[i] : ws->model->config.loops;
 }
 
+static double weight_of(const struct unit_input *input) { return input->weight > 0 ? input->weight : 1; }
 static int32_t document_count(const struct unit_input *input) { return input->n_documents ? input->n_documents : 1; }
 static int32_t document_start(const struct unit_input *input, int32_t d) { return input->n_documents ? input->starts[d] : 0; }
 static int32_t document_end(const struct unit_input *input, int32_t d) {
@@ -402,7 +403,7 @@ static void exit_distribution(struct unit_workspace *ws, const struct unit_input
     for (int32_t r = 0; r < ws->used; r++) {
         struct unit_loop *loop = &ws->loops[r];
         for (int32_t i = 0; i < loop->head.count; i++)
-            loop->head.weight[i] = ws->p[(int64_t)r * input->n + loop->index[loop->head.row[i]]];
+            loop->head.weight[i] = (real)weight_of(input) * ws->p[(int64_t)r * input->n + loop->index[loop->head.row[i]]];
     }
 }
 
@@ -434,7 +435,7 @@ static void apply_objective(struct unit_workspace *ws, const struct unit_input *
     for (int32_t r = 0; gradient && r < ws->used; r++) {
         struct unit_loop *loop = &ws->loops[r];
         for (int32_t i = 0; i < loop->rows; i++)
-            loop->dlogit[i] = ws->dlogit[(int64_t)r * input->n + loop->index[i]];
+            loop->dlogit[i] = (real)weight_of(input) * ws->dlogit[(int64_t)r * input->n + loop->index[i]];
     }
 }
 

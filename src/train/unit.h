@@ -23,6 +23,7 @@ struct unit_input {
      * the others. n_documents 0 (starts NULL): one. */
     const int32_t *starts;
     int32_t n_documents;
+    double weight; /* of the unit's gradient; 0 means 1. The result's sums are not weighted. */
 };
 
 struct unit_result {

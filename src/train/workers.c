@@ -45,7 +45,7 @@ struct workers {
     int64_t blocks, batch, elements;
     int32_t positions_max;
     struct unit_slot *slots; /* [batch] */
-    int32_t *ids;            /* [2 batch positions_max], of all slots */
+    int32_t *ids;            /* [3 batch positions_max], of all slots */
     struct job job;
 };
 
@@ -92,13 +92,16 @@ static int open_crew(struct workers *w, struct crew *c, const struct workers_opt
 static int open_slots(struct workers *w, looplm_error *err) {
     size_t n = (size_t)w->positions_max;
     w->slots = calloc((size_t)w->batch, sizeof *w->slots);
-    w->ids = calloc((size_t)w->batch, 2 * n * sizeof *w->ids);
+    w->ids = calloc((size_t)w->batch, 3 * n * sizeof *w->ids);
     if (!w->slots || !w->ids)
         return error_set(err, LOOPLM_MEMORY, "training: no memory for the ids of %lld sequences; use a smaller batch",
                          (long long)w->batch);
     for (int64_t i = 0; i < w->batch; i++) {
-        w->slots[i].ids = w->ids + (size_t)i * 2 * n;
+        w->slots[i].ids = w->ids + (size_t)i * 3 * n;
         w->slots[i].targets = w->slots[i].ids + n;
+        w->slots[i].starts = w->slots[i].targets + n;
+        w->slots[i].n_documents = 1;
+        w->slots[i].weight = 1;
     }
     return 0;
 }
@@ -186,8 +189,13 @@ struct unit_slot *workers_slot(struct workers *w, int64_t i) {
 
 static struct unit_input input_of(const struct workers *w, const struct crew *c, const struct unit_slot *slot) {
     bool all = w->job.loops == w->model->config.loops;
-    return (struct unit_input){
-        .ids = slot->ids, .targets = slot->targets, .depths = all ? NULL : c->depths, .n = slot->n};
+    return (struct unit_input){.ids = slot->ids,
+                               .targets = slot->targets,
+                               .depths = all ? NULL : c->depths,
+                               .n = slot->n,
+                               .starts = slot->starts,
+                               .n_documents = slot->n_documents,
+                               .weight = slot->weight};
 }
 
 /* The sum of the gradients of slots [first, last). */

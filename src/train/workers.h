@@ -16,10 +16,11 @@ struct workers_options {
     struct unit_options unit;
 };
 
-/* A place for one sequence; ids and targets hold positions_max items. */
+/* A place for one unit; ids, targets and starts hold positions_max items. */
 struct unit_slot {
-    int32_t *ids, *targets;
-    int32_t n;
+    int32_t *ids, *targets, *starts;
+    int32_t n, n_documents;
+    double weight; /* of its gradient */
     struct unit_result result;
 };
 

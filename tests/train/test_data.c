@@ -193,16 +193,17 @@ static void test_mixture(void **state) {
     struct data data;
     struct recipe recipe;
     char *a, *b;
-    int32_t ids[SEQUENCE], targets[SEQUENCE];
+    int32_t ids[SEQUENCE], targets[SEQUENCE], starts[SEQUENCE];
+    struct data_unit unit = {.ids = ids, .targets = targets, .starts = starts};
     open_two(&data, &recipe, &a, &b);
     int of_first = 0;
     for (int i = 0; i < 4000; i++) {
-        data_next(&data, 0.25, ids, targets);
+        data_next(&data, 0.25, &unit);
         of_first += ids[0] == 1;
     }
     assert_in_range(of_first, 2850, 3150); /* 3000 are expected, with a deviation of 27 */
     for (int i = 0; i < 50; i++) {
-        data_next(&data, 0.5, ids, targets);
+        data_next(&data, 0.5, &unit);
         assert_int_equal(ids[0], 2);
     }
     assert_int_equal(data.cursor.sample, 4050);
@@ -217,19 +218,23 @@ static void test_cursor(void **state) {
     struct data data, other;
     struct recipe recipe;
     char *a, *b;
-    int32_t ids[SEQUENCE], targets[SEQUENCE], ids_2[SEQUENCE], targets_2[SEQUENCE];
+    int32_t ids[SEQUENCE], targets[SEQUENCE], starts[SEQUENCE], ids_2[SEQUENCE], targets_2[SEQUENCE], starts_2[SEQUENCE];
+    struct data_unit unit = {.ids = ids, .targets = targets, .starts = starts};
+    struct data_unit unit_2 = {.ids = ids_2, .targets = targets_2, .starts = starts_2};
     looplm_error err;
     open_two(&data, &recipe, &a, &b);
-    for (int i = 0; i < 17; i++) data_next(&data, 0.1, ids, targets);
+    for (int i = 0; i < 17; i++) data_next(&data, 0.1, &unit);
     json_t *saved = data_state(&data);
     free(a);
     free(b);
     open_two(&other, &recipe, &a, &b);
     assert_int_equal(data_restore(&other, saved, "state.json", &err), 0);
     for (int i = 0; i < 50; i++) {
-        int32_t n = data_next(&data, 0.1, ids, targets), m = data_next(&other, 0.1, ids_2, targets_2);
-        assert_int_equal(n, m);
-        assert_memory_equal(ids, ids_2, (size_t)n * sizeof *ids);
+        data_next(&data, 0.1, &unit);
+        data_next(&other, 0.1, &unit_2);
+        assert_int_equal(unit.n, unit_2.n);
+        assert_int_equal(unit.n_documents, unit_2.n_documents);
+        assert_memory_equal(ids, ids_2, (size_t)unit.n * sizeof *ids);
     }
     json_object_set_new(json_array_get(json_object_get(saved, "sources"), 1), "tokens", json_integer(99));
     assert_int_equal(data_restore(&other, saved, "state.json", &err), LOOPLM_MISMATCH);
