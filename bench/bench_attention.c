@@ -4,7 +4,7 @@
  * given in bytes: the keys and values of every position seen; what an op reads and writes.
  *
  * usage: bench_attention [--threads N] [--table NAME] */
-#include "probe.h"
+#include "tensor/probe.h"
 #include "tensor/cpu/cpu.h"
 
 #include <math.h>

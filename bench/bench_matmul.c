@@ -1,7 +1,7 @@
 /* Speed of products and packing against the peaks of the same run. Checks each table against the scalar one first.
  *
  * usage: bench_matmul [--threads N] [--table NAME] [--only decode|gemm|dw|pack] */
-#include "probe.h"
+#include "tensor/probe.h"
 #include "tensor/cpu/cpu.h"
 
 #include <math.h>

@@ -8,7 +8,7 @@
  * 8, vocabulary 4096, loss on every loop. Operations counted: 6 per weight and token of every product (head included,
  * each loop), attention three times its causal forward. */
 #include "base/random.h"
-#include "probe.h"
+#include "tensor/probe.h"
 #include "tensor/cpu/cpu.h"
 #include "train/optimizer.h"
 #include "train/unit.h"

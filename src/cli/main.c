@@ -3,15 +3,19 @@
 #include "cli/command.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* One line for each command, in the order of the help text. */
 #define COMMANDS(X) \
-    X(run)                                                                                                             \
-    X(forward)                                                                                                         \
-    X(help)         \
+    X(run)          \
+    X(forward)      \
+    X(inspect)      \
     X(tokenize)     \
     X(detokenize)   \
     X(tokenizer)    \
@@ -19,7 +23,8 @@
     X(gate)         \
     X(plot)         \
     X(lab)          \
-    X(inspect)                                                                                                         \
+    X(bench)        \
+    X(help)         \
     X(version)
 
 static int run_help(int argc, char **argv);
@@ -73,7 +78,7 @@ static int run_help(int argc, char **argv) {
             char *help_argv[] = {argv[1], "--help", NULL};
             return c->run(2, help_argv);
         }
-        printf("usage: looplm %s %s\n\n%s\n", c->name, c->usage, c->summary);
+        printf("usage: looplm %s%s%s\n\n%s\n", c->name, *c->usage ? " " : "", c->usage, c->summary);
         return COMMAND_DONE;
     }
     print_help(stdout);
@@ -87,19 +92,37 @@ static int run_version(int argc, char **argv) {
     return COMMAND_DONE;
 }
 
+/* Whether stdout is a pipe or socket that nobody reads any more. */
+static bool has_reader_left(void) {
+    struct pollfd fd = {.fd = STDOUT_FILENO};
+    return poll(&fd, 1, 0) == 1 && (fd.revents & (POLLERR | POLLHUP));
+}
+
 /* A full disk shows only when the buffer is written out. A reader that left (`looplm ... | head`) wants no message. */
 static int close_stdout(int status) {
     int failed = ferror(stdout), code = 0;
+    bool left = failed && has_reader_left();
     if (fclose(stdout) != 0) code = errno;
-    if (code == EPIPE) return status ? status : COMMAND_FAILED;
-    /* A parent may start us with stdout closed; that only matters to one who wrote. */
-    if (!failed && (code == 0 || code == EBADF)) return status;
+    if (left || code == EPIPE) return status ? status : COMMAND_FAILED;
+    if (!failed && code == 0) return status;
     fprintf(stderr, "looplm: standard output: cannot write: %s\n", code ? strerror(code) : "an earlier write failed");
     return status ? status : COMMAND_FAILED;
 }
 
+/* A parent may start us with a standard stream closed. The next file opened would take its number, and what is meant
+ * for the stream would go into that file. In its place comes /dev/null, opened so that its use fails as on a closed
+ * one. */
+static void keep_standard_streams(void) {
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) != fd) abort();
+    }
+}
+
 int main(int argc, char **argv) {
+    keep_standard_streams();
+    /* A reader that left, or a file that may not grow, is an error of the write that meets it, not a death. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     if (argc < 2) {
         print_help(stderr);
         return COMMAND_USAGE;

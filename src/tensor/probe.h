@@ -1,6 +1,6 @@
 /* What this machine can do at most, measured in the same run as what is compared with it. */
-#ifndef BENCH_PROBE_H
-#define BENCH_PROBE_H
+#ifndef TENSOR_PROBE_H
+#define TENSOR_PROBE_H
 
 #include "base/team.h"
 

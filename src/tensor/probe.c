@@ -1,5 +1,5 @@
 /* Peaks and bandwidth. Each loop is written for the widest instructions of x86; elsewhere the probes answer 0. */
-#include "probe.h"
+#include "tensor/probe.h"
 
 #include <stdlib.h>
 #include <time.h>
