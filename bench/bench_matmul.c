@@ -11,7 +11,7 @@
 
 struct bench {
     struct backend *backend, *scalar;
-    double peak_f32, peak_bf16, bandwidth;
+    double peak_f32, peak_bf16, peak_int8, bandwidth;
     const char *only;
 };
 
@@ -68,8 +68,14 @@ static void weight_end(struct bench *bench, struct weight *w) {
     give_back(bench, w->data, weight_size(w->type, w->n, w->k));
 }
 
+static const char *const weight_names[] = {
+#define X(code, name) name,
+    WEIGHT_TYPE_MAP(X)
+#undef X
+};
+
 static void check(struct bench *bench, enum weight_type type) {
-    enum { ROWS = 13, N = 150, K = 600 };
+    enum { ROWS = 13, N = 150, K = 608 };
     struct weight w = weight_make(bench, type, N, K);
     float *x = reals(bench, ROWS * K), *y = reals(bench, ROWS * N), *want = reals(bench, ROWS * N);
     execute(bench->backend, (struct op){.kind = OP_MATMUL, .matmul = {x, K, &w, y, N, ROWS, false}});
@@ -77,7 +83,7 @@ static void check(struct bench *bench, enum weight_type type) {
     double worst = 0;
     for (int i = 0; i < ROWS * N; i++) worst = fmax(worst, fabs((double)y[i] - want[i]));
     bool equal = type == WEIGHT_BF16 ? worst < K * 0x1p-24 * K : worst == 0;
-    printf("check %s: largest difference from scalar %.3g: %s\n", type == WEIGHT_BF16 ? "bf16" : "f32", worst,
+    printf("check %s: largest difference from scalar %.3g: %s\n", weight_names[type], worst,
            equal ? "ok" : "WRONG");
     if (!equal) exit(1);
     weight_end(bench, &w);
@@ -96,8 +102,9 @@ static void bench_product(struct bench *bench, enum weight_type type, int rows, 
     double s = time_op(bench->backend, (struct op){.kind = OP_MATMUL, .matmul = {x, k, &w, y, n, rows, false}});
     double gflops = 2.0 * rows * n * k / s / 1e9, gbs = (double)weight_size(type, n, k) / s / 1e9;
     double peak = type == WEIGHT_BF16 && strstr(bench->backend->table, "bf16") ? bench->peak_bf16 : bench->peak_f32;
+    if (type > WEIGHT_BF16 && bench->peak_int8 > 0) peak = bench->peak_int8;
     printf("%-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak  %6.2f GB/s",
-           type == WEIGHT_BF16 ? "bf16" : "f32", rows, n, k, s * 1e6, gflops, 100 * gflops / peak, gbs);
+           weight_names[type], rows, n, k, s * 1e6, gflops, 100 * gflops / peak, gbs);
     if (stream) printf("  %5.1f %% of bandwidth", 100 * gbs / bench->bandwidth);
     printf("\n");
     fflush(stdout);
@@ -109,7 +116,7 @@ static void bench_product(struct bench *bench, enum weight_type type, int rows, 
 static void bench_decode(struct bench *bench) {
     static const int shapes[][2] = {{6144, 2048}, {2048, 2048}, {11264, 2048}, {2048, 5632}, {49152, 2048}};
     static const int rows[] = {1, 2, 4, 8, 16};
-    for (int type = WEIGHT_F32; type <= WEIGHT_BF16; type++)
+    for (int type = WEIGHT_F32; type <= WEIGHT_Q4; type++)
         for (int r = 0; r < 5; r++)
             for (int s = 0; s < 5; s++) {
                 if (r && s != 2 && s != 4) continue;
@@ -121,7 +128,7 @@ static void bench_gemm(struct bench *bench) {
     static const int shapes[][3] = {{256, 128, 128},   {256, 256, 256},   {256, 512, 512},    {256, 1024, 512},
                                     {256, 512, 1024},  {256, 1024, 1024}, {1024, 512, 512},   {2048, 512, 128},
                                     {512, 6144, 2048}, {512, 2048, 5632}, {128, 11264, 2048}, {2048, 2048, 2048}};
-    for (int type = WEIGHT_F32; type <= WEIGHT_BF16; type++)
+    for (int type = WEIGHT_F32; type <= WEIGHT_Q4; type++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
             bench_product(bench, type, shapes[s][0], shapes[s][1], shapes[s][2], false);
         }
@@ -154,10 +161,12 @@ static void bench_pack(struct bench *bench) {
     } kinds[] = {{DTYPE_BF16, WEIGHT_BF16, "bf16 to bf16"},
                  {DTYPE_F32, WEIGHT_BF16, "f32 to bf16"},
                  {DTYPE_BF16, WEIGHT_F32, "bf16 to f32"},
-                 {DTYPE_F32, WEIGHT_F32, "f32 to f32"}};
+                 {DTYPE_F32, WEIGHT_F32, "f32 to f32"},
+                 {DTYPE_BF16, WEIGHT_Q8, "bf16 to q8"},
+                 {DTYPE_BF16, WEIGHT_Q4, "bf16 to q4"}};
     enum { N = 49152, K = 2048 };
     float *source = reals(bench, (int64_t)N * K);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 6; i++)
         for (int fresh = 0; fresh < 2; fresh++) {
             size_t size = weight_size(kinds[i].to, N, K);
             struct weight w = {kinds[i].to, N, K, bench->backend->alloc(bench->backend, size)};
@@ -192,10 +201,11 @@ static void probe(struct bench *bench, int threads) {
     bench->bandwidth = probe_bandwidth(team, data, size);
     bench->peak_f32 = probe_peak_f32(team);
     bench->peak_bf16 = probe_peak_bf16(team);
+    bench->peak_int8 = probe_peak_int8(team);
     give_back(bench, data, size);
     team_close(team);
-    printf("table %s, %d threads: peak %.1f GFLOP/s f32, %.1f bf16; bandwidth %.2f GB/s\n", bench->backend->table,
-           bench->backend->threads, bench->peak_f32, bench->peak_bf16, bench->bandwidth);
+    printf("table %s, %d threads: peak %.1f GFLOP/s f32, %.1f bf16, %.1f int8; bandwidth %.2f GB/s\n", bench->backend->table,
+           bench->backend->threads, bench->peak_f32, bench->peak_bf16, bench->peak_int8, bench->bandwidth);
 }
 
 int main(int argc, char **argv) {
@@ -214,7 +224,7 @@ int main(int argc, char **argv) {
     }
     probe(&bench, bench.backend->threads);
     check(&bench, WEIGHT_F32);
-    check(&bench, WEIGHT_BF16);
+    for (int type = WEIGHT_BF16; type <= WEIGHT_Q4; type++) check(&bench, (enum weight_type)type);
     if (wanted(&bench, "decode")) bench_decode(&bench);
     if (wanted(&bench, "gemm")) bench_gemm(&bench);
     if (wanted(&bench, "dw")) bench_dw(&bench);

@@ -12,7 +12,7 @@ target_compile_options(looplm_flags INTERFACE
     -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes
     -ffp-contract=off -fno-math-errno)
 if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
-    # Messages are cut on purpose; and under sanitizers gcc guesses wrongly about what is uninitialised.
+    # Texts that are too long are cut on purpose. Under sanitizers gcc guesses wrongly about what is uninitialised.
     target_compile_options(looplm_flags INTERFACE -Wno-format-truncation)
     if(LOOPLM_SANITIZE)
         target_compile_options(looplm_flags INTERFACE -Wno-maybe-uninitialized)
@@ -20,7 +20,9 @@ if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
 endif()
 target_include_directories(looplm_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
 
+# LOOPLM_SANITIZED thins the sweeps of the tests (THIN in tests/support/support.h): everything is 5 to 15 times slower.
 if(LOOPLM_SANITIZE)
+    target_compile_definitions(looplm_flags INTERFACE LOOPLM_SANITIZED)
     target_compile_options(looplm_flags INTERFACE -fsanitize=${LOOPLM_SANITIZE} -fno-sanitize-recover=all)
     target_link_options(looplm_flags INTERFACE -fsanitize=${LOOPLM_SANITIZE})
 endif()

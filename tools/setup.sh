@@ -73,7 +73,7 @@ build() {
     stage "build $preset"
     mkdir -p build
     log=build/$preset.log
-    if ! { cmake --preset "$preset" "$@" && cmake --build "build/$preset" -j "$JOBS"; } >"$log" 2>&1; then
+    if ! { cmake --preset "$preset" "$@" && cmake --build --preset "$preset" -j "$JOBS"; } >"$log" 2>&1; then
         tail -n 60 "$log" >&2
         stop "the build of $preset failed; the whole log is in $log"
     fi

@@ -48,8 +48,17 @@ done <"$work/books"
     "$work/great-expectations_1400-0.txt" "$work/mano.txt.jsonl" "$work/hops.txt.jsonl"
 
 cp "$here/train.yaml" "$here/gate.yaml" "$work/"
-[ "${STOP_AFTER_DATA:-}" ] && exit 0
 "$looplm" train "$work/train.yaml"
-"$looplm" lab mano "$work/run/model" --json >"$work/mano-stage1.json"
+"$looplm" lab mano "$work/run/model" --problems 500 --seed 101 --plot "$work/stage1.svg" >"$work/stage1.txt"
 "$looplm" gate "$work/gate.yaml"
-"$looplm" lab mano "$work/gate/model" --json >"$work/mano-stage2.json"
+"$looplm" lab mano "$work/gate/model" --problems 500 --seed 101 --plot "$work/stage2.svg" >"$work/stage2.txt"
+"$looplm" lab hops "$work/gate/model" --problems 300 --seed 101 >"$work/hops.txt"
+"$looplm" plot "$work/run" -o "$work/train.svg"
+
+# What is shipped: the model after stage II, which leaves at q = 0.4 unless it is told otherwise, its logs and scores.
+sed 's/"early_exit_threshold": 1.0/"early_exit_threshold": 0.4/' "$work/gate/model/config.json" >"$here/config.json"
+cp "$work/gate/model/model.safetensors" "$work/gate/model/tokenizer.json" "$work/gate/model/tokenizer_config.json" "$here/"
+printf '{\n  "do_sample": true,\n  "temperature": 0.8,\n  "top_p": 0.9,\n  "eos_token_id": 0\n}\n' >"$here/generation_config.json"
+cp "$work/run/log.jsonl" "$here/train.log.jsonl"
+cp "$work/gate/log.jsonl" "$here/gate.log.jsonl"
+cp "$work/stage1.txt" "$work/stage2.txt" "$work/hops.txt" "$work/stage1.svg" "$work/stage2.svg" "$work/train.svg" "$here/"

@@ -18,15 +18,19 @@ int error_set(looplm_error *err, looplm_status status, const char *format, ...) 
 }
 
 int error_prefix(looplm_error *err, const char *format, ...) {
-    if (!err) return LOOPLM_OK;
-    char old[sizeof err->message];
-    memcpy(old, err->message, sizeof old);
+    if (!err) return LOOPLM_FORMAT; /* the callers return this: what failed is lost, that it failed must not be */
+    char prefix[sizeof err->message];
     va_list arguments;
     va_start(arguments, format);
-    int n = vsnprintf(err->message, sizeof err->message, format, arguments);
+    int n = vsnprintf(prefix, sizeof prefix - 2, format, arguments);
     va_end(arguments);
-    if (n < 0) n = 0;
-    if ((size_t)n < sizeof err->message) snprintf(err->message + n, sizeof err->message - (size_t)n, ": %s", old);
+    size_t size = n < 0 ? 0 : strnlen(prefix, sizeof prefix - 3);
+    memcpy(prefix + size, ": ", 2);
+    size += 2;
+    size_t room = sizeof err->message - 1 - size, rest = strnlen(err->message, room);
+    memmove(err->message + size, err->message, rest);
+    memcpy(err->message, prefix, size);
+    err->message[size + rest] = 0;
     return err->status;
 }
 

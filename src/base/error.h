@@ -10,7 +10,8 @@
  * message names file, found, expected and remedy, without a final full stop or newline. */
 __attribute__((format(printf, 3, 4))) int error_set(looplm_error *err, looplm_status status, const char *format, ...);
 
-/* Puts "context: " before a message that is already set (for instance a file name); returns err's status. */
+/* Puts "context: " before a message that is already set (for instance a file name); returns err's status, or
+ * LOOPLM_FORMAT when err is NULL: never success. */
 __attribute__((format(printf, 2, 3))) int error_prefix(looplm_error *err, const char *format, ...);
 
 /* "io", "format", ... */

@@ -30,8 +30,12 @@ static const char *cause_and_remedy(int code) {
         return "the disk quota is used up; free some space and try again";
     case EISDIR:
         return "it is a directory, and a file was expected";
+    case ENOTDIR:
+        return "a part of its path is a file, and a directory was expected; check the path";
     case EROFS:
         return "the file system is read-only; choose another place";
+    case EFBIG:
+        return "it would be larger than files may be here; raise the limit (ulimit -f) or choose another place";
     default:
         return strerror(code);
     }
@@ -127,8 +131,22 @@ int file_read(const char *path, size_t size_max, char **data, size_t *size, loop
     return status;
 }
 
+/* The rename would put a file in the place of a device, and fail on a directory only once the work is done. */
+static int check_target(const char *path, looplm_error *err) {
+    struct stat st;
+    if (!*path) return error_set(err, LOOPLM_USAGE, "the name of the file to write is empty; give one");
+    if (stat(path, &st) != 0 || S_ISREG(st.st_mode)) return LOOPLM_OK;
+    if (S_ISDIR(st.st_mode)) return io_error(err, "write", path, EISDIR);
+    return error_set(err, LOOPLM_IO,
+                     "%s: cannot write: it is a device or a pipe, and what is written here replaces a regular file; "
+                     "give another name",
+                     path);
+}
+
 int file_writer_open(struct file_writer *w, const char *path, looplm_error *err) {
     *w = (struct file_writer){0};
+    int status = check_target(path, err);
+    if (status) return status;
     w->path = strdup(path);
     if (asprintf(&w->temporary, "%s.tmp-%ld", path, (long)getpid()) < 0) w->temporary = NULL;
     if (!w->path || !w->temporary) {
@@ -137,7 +155,7 @@ int file_writer_open(struct file_writer *w, const char *path, looplm_error *err)
     }
     w->stream = fopen(w->temporary, "wbe");
     if (!w->stream) {
-        int status = io_error(err, "write", path, errno);
+        status = io_error(err, "write", path, errno);
         file_writer_abort(w);
         return status;
     }

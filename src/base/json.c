@@ -36,6 +36,7 @@ int json_parse(const char *text, size_t size, const char *name, json_t **value, 
     *value = NULL;
     int status = check_depth(text, size, name, err);
     if (status) return status;
+    if (size == 0) return error_set(err, LOOPLM_FORMAT, "%s: not valid JSON: it is empty", name);
     json_error_t at;
     *value = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &at);
     if (*value) return LOOPLM_OK;

@@ -278,8 +278,8 @@ static int unknown(const struct options_table *table, const char *name, const ch
         return error_set(err, LOOPLM_USAGE, "%s: no %s is named '%s%.*s'; did you mean '%s%s'?", where, kind, dashes,
                          VALUE_SHOWN_MAX, name, dashes, near);
     }
-    return error_set(err, LOOPLM_USAGE, "%s: no %s is named '%s%.*s'; --help lists them", where, kind, dashes,
-                     VALUE_SHOWN_MAX, name);
+    return error_set(err, LOOPLM_USAGE, "%s: no %s is named '%s%.*s'; %s lists them", where, kind, dashes,
+                     VALUE_SHOWN_MAX, name, *dashes ? "--help" : "`looplm train --keys`");
 }
 
 int options_set(const struct options_table *table, void *options, const char *name, const char *value,

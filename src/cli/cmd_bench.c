@@ -24,7 +24,7 @@
     X(TEXT, context, "context", 0, "64", "N,N,..", "positions that each decoding sequence has behind it")              \
     X(INT, loops, "loops", 0, 0, 0, 64, "N", "run N loops; 0 means the model's own number")                            \
     X(INT, slices, "slices", 0, 20, 3, BENCH_SLICES_MAX, "N", "passes of each decode measurement, each beside a probe") \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16", "the type of the weights in memory")                     \
+    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")                     \
     X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")              \
     X(TEXT, kernels, "kernels", 0, NULL, "NAME", "kernel table (default: the best that this processor supports)")      \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                               \
@@ -143,7 +143,8 @@ static int bench_prefill(struct bench *b, int32_t n, looplm_error *err) {
     }
     free(ids);
     if (status) return status;
-    peak = b->model->model->weight_type == WEIGHT_BF16 ? probe_peak_bf16(b->team) : probe_peak_f32(b->team);
+    enum weight_type type = b->model->model->weight_type;
+    peak = type == WEIGHT_F32 ? 0 : type == WEIGHT_BF16 ? probe_peak_bf16(b->team) : probe_peak_int8(b->team);
     if (peak == 0) peak = probe_peak_f32(b->team);
     double median = spread_of(seconds, 3).median, gops = 2 * stack_parameters(b->model->model) * n * b->loops / median / 1e9;
     json_array_append_new(b->results, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f}", "kind", "prefill", "tokens", n, "loops", b->loops, "seconds", median, "tokens_per_s", n / median,
@@ -232,7 +233,7 @@ static void print_info(const json_t *info) {
 }
 
 static int measure(struct bench *b, looplm_error *err) {
-    static const char *const weights[] = {"auto", "f32", "bf16"};
+    static const char *const weights[] = {"auto", "f32", "bf16", "q8", "q4"};
     const struct bench_options *o = b->options;
     looplm_model_options options = {.weights = weights[o->weights], .kernels = o->kernels, .threads = (int)o->threads};
     int status = looplm_model_open(&b->model, o->model, &options, err);

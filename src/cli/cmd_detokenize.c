@@ -5,7 +5,9 @@
 #include "cli/command.h"
 #include "text/tokenizer.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define DETOKENIZE_OPTIONS(X)                                                            \
     X(ARGUMENT, model, "MODEL", "a model directory, or a tokenizer.json")                \
@@ -78,6 +80,8 @@ static int detokenize_all(const struct detokenize_options *o, looplm_error *err)
         json_decref(array);
         if (status) error_prefix(err, "standard input, array %zu", number);
     }
+    if (status == 0 && ferror(stdin))
+        status = error_set(err, LOOPLM_IO, "standard input: cannot read: %s; give it a file or a pipe", strerror(errno));
     tokenizer_close(tokenizer);
     return status;
 }

@@ -3,6 +3,7 @@
 #include "base/nearest.h"
 #include "base/progress.h"
 #include "cli/command.h"
+#include "cli/gnuplot.h"
 #include "cli/lab_report.h"
 #include "lab/hops.h"
 #include "lab/mano.h"
@@ -13,13 +14,16 @@
 #define PROBLEMS_DEFAULT 300 /* of each level, in scoring */
 
 #define LAB_OPTIONS(X)                                                                                                 \
-    X(ARGUMENT, experiment, "mano|hops", "modular arithmetic in prefix form, or multi-hop questions over a small world") \
+    X(ARGUMENT, experiment, "mano|hops",                                                                               \
+      "modular arithmetic in prefix form, or multi-hop questions over a small world")                                  \
     X(MAYBE, model, "MODEL", "a model directory, to score")                                                            \
     X(TEXT, generate, "generate", 'o', NULL, "FILE.jsonl", "write documents of problems instead")                      \
     X(INT, documents, "documents", 'n', 1000, 1, 1 << 30, "N", "generate: documents to write")                         \
-    X(INT, problems, "problems", 'p', 0, 0, 1 << 20, "P", "generate: problems of a document (default 1); "             \
+    X(INT, problems, "problems", 'p', 0, 0, 1 << 20, "P",                                                              \
+      "generate: problems of a document (default 1); "                                                                 \
       "score: problems of each length (default 300)")                                                                  \
-    X(CHOICE, form, "form", 0, "text", "text|answer", "generate: lines of solved problems, or prompt and answer, "     \
+    X(CHOICE, form, "form", 0, "text", "text|answer",                                                                  \
+      "generate: lines of solved problems, or prompt and answer, "                                                     \
       "whose loss is on the answer alone")                                                                             \
     X(FLAG, held_out, "held-out", 0, "generate: only problems that are held out, otherwise only others")               \
     X(INT, seed, "seed", 's', 1, 0, INT64_MAX, "S", "seed of the problems")                                            \
@@ -27,13 +31,15 @@
     X(INT, min_ops, "min-ops", 0, 1, 1, MANO_OPERATIONS_MAX, "A", "mano: operations at least")                         \
     X(INT, max_ops, "max-ops", 0, 4, 1, MANO_OPERATIONS_MAX, "L", "mano: operations at most")                          \
     X(TEXT, length_weights, "length-weights", 0, NULL, "W,W,..", "mano: how often each length comes (default: alike)") \
-    X(INT, people, "people", 0, 60, 2, HOPS_PEOPLE_MAX, "N", "hops: people")                                           \
+    X(INT, people, "people", 0, 40, 2, HOPS_PEOPLE_MAX, "N", "hops: people")                                           \
     X(INT, relations, "relations", 0, 4, 1, HOPS_RELATIONS_MAX, "K", "hops: relations")                                \
     X(INT, min_hops, "min-hops", 0, 1, 1, HOPS_HOPS_MAX, "A", "hops: hops at least")                                   \
     X(INT, max_hops, "max-hops", 0, 3, 1, HOPS_HOPS_MAX, "H", "hops: hops at most")                                    \
-    X(TEXT, hop_weights, "hop-weights", 0, NULL, "W,W,..", "hops: how often each number of hops comes (default: alike)") \
+    X(TEXT, hop_weights, "hop-weights", 0, NULL, "W,W,..",                                                             \
+      "hops: how often each number of hops comes (default: alike)")                                                    \
     X(INT, world_seed, "world-seed", 0, 1, 0, INT64_MAX, "S", "hops: seed of who is whose what")                       \
-    X(LIST, exit, "exit", 0, "RULE", "score: an exit rule to run beside each number of loops, full depth and a sweep " \
+    X(LIST, exit, "exit", 0, "RULE",                                                                                   \
+      "score: an exit rule to run beside each number of loops, full depth and a sweep "                                \
       "of q (may be repeated)")                                                                                        \
     X(INT, context, "context", 0, 0, 0, 64, "C", "score: solved problems before each")                                 \
     X(INT, parallel, "parallel", 0, 16, 1, LAB_PARALLEL_MAX, "N", "score: problems at once")                           \
@@ -41,7 +47,7 @@
     X(INT, show, "show", 0, 0, 0, 1 << 20, "N", "score: show N problems of each length with the depth of each")        \
     X(FLAG, json, "json", 0, "score: print one JSON object")                                                           \
     X(TEXT, plot, "plot", 0, NULL, "FILE", "score: draw a .png or .svg: accuracy for each number of loops, and depth") \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16", "the type of the weights in memory")                     \
+    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")                     \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")
 OPTIONS_DEFINE(lab_options, LAB_OPTIONS)
 
@@ -98,12 +104,14 @@ static int open_experiment(struct experiment *e, const struct lab_options *o, lo
 }
 
 static int generate(const struct lab_options *o, const struct lab_task *task, looplm_error *err) {
-    struct lab_documents documents = {.documents = o->documents, .problems = o->problems ? (int32_t)o->problems : 1,
-                                      .form = o->form ? LAB_FORM_ANSWER : LAB_FORM_TEXT, .held_out = o->held_out,
+    struct lab_documents documents = {.documents = o->documents,
+                                      .problems = o->problems ? (int32_t)o->problems : 1,
+                                      .form = o->form ? LAB_FORM_ANSWER : LAB_FORM_TEXT,
+                                      .held_out = o->held_out,
                                       .seed = (uint64_t)o->seed};
     if (documents.problems > LAB_PROBLEMS_MAX)
-        return error_set(err, LOOPLM_USAGE, "option --problems: %d problems of a document exceed %d", documents.problems,
-                         LAB_PROBLEMS_MAX);
+        return error_set(err, LOOPLM_USAGE, "option --problems: %d problems of a document exceed %d",
+                         documents.problems, LAB_PROBLEMS_MAX);
     double start = clock_s();
     int status = lab_generate(task, &documents, o->generate, err);
     if (!status)
@@ -131,17 +139,20 @@ static int report(const struct lab_options *o, const struct lab_score *score, co
 }
 
 static int score(const struct lab_options *o, const struct lab_task *task, looplm_error *err) {
-    static const char *const weights[] = {"auto", "f32", "bf16"};
+    static const char *const weights[] = {"auto", "f32", "bf16", "q8", "q4"};
     struct exit_rule rules[OPTION_LIST_MAX];
-    int status = 0;
+    int status = o->plot ? gnuplot_check_name("--plot", o->plot, err) : 0; /* before the work, not after it */
     for (int i = 0; i < o->exit.count && !status; i++) status = exit_rule_parse(&rules[i], o->exit.items[i], err);
     looplm_model *model = NULL;
     looplm_model_options model_options = {.weights = weights[o->weights], .threads = (int)o->threads};
     if (!status) status = looplm_model_open(&model, o->model, &model_options, err);
     if (status) return status;
     struct lab_score_options options = {.problems = o->problems ? (int32_t)o->problems : PROBLEMS_DEFAULT,
-                                        .context = (int32_t)o->context, .parallel = (int32_t)o->parallel,
-                                        .seed = (uint64_t)o->seed, .adaptive_prompt = o->adaptive_prompt, .rules = rules,
+                                        .context = (int32_t)o->context,
+                                        .parallel = (int32_t)o->parallel,
+                                        .seed = (uint64_t)o->seed,
+                                        .adaptive_prompt = o->adaptive_prompt,
+                                        .rules = rules,
                                         .n_rules = o->exit.count};
     struct lab_score result;
     status = lab_score(&result, model, task, &options, err);

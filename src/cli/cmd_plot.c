@@ -1,6 +1,7 @@
 /* looplm plot: the run log as figures, drawn by gnuplot: loss per loop, mean exit depth, learning rate, tokens per
  * second. */
 #include "cli/command.h"
+#include "cli/gnuplot.h"
 
 #include "base/file.h"
 #include "base/json.h"
@@ -10,14 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #define PLOT_LOG_BYTES_MAX ((size_t)1 << 30)
 #define PLOT_POINTS_MAX 2000 /* of training; more are means over neighbours */
 #define EVALS_MAX 64
-#define GNUPLOT "gnuplot"
+#define LINE_NAME_MAX 512
 
 #define PLOT_OPTIONS(X)                                                 \
     X(ARGUMENT, run, "RUN", "the directory of a run, or its log.jsonl") \
@@ -48,8 +46,10 @@ static void note_eval(struct plot *p, const char *name) {
 
 static int add_line(struct plot *p, const char *text, size_t size, const char *path, looplm_error *err) {
     json_t *line;
-    int status = json_parse(text, size, path, &line, err);
-    if (status) return error_prefix(err, "line %zu", p->count + 1);
+    char name[LINE_NAME_MAX];
+    snprintf(name, sizeof name, "%s, line %zu", path, p->count + 1);
+    int status = json_parse(text, size, name, &line, err);
+    if (status) return status;
     json_t **more = realloc(p->lines, (p->count + 1) * sizeof *more);
     if (!more) {
         json_decref(line);
@@ -133,23 +133,13 @@ static void put_eval(const struct plot *p, int which) {
     fprintf(p->out, "EOD\n");
 }
 
-/* A string in gnuplot's single quotes. */
-static void put_quoted(FILE *out, const char *text) {
-    fputc('\'', out);
-    for (; *text; text++) {
-        if (*text == '\'') fputc('\'', out);
-        if ((unsigned char)*text >= ' ') fputc(*text, out);
-    }
-    fputc('\'', out);
-}
-
 static void put_loss(const struct plot *p) {
     fprintf(p->out, "set title 'loss per loop'\nplot ");
     for (int r = 0; r < p->loops; r++)
         fprintf(p->out, "%s$train using 1:%d with lines title 'loop %d'", r ? ", " : "", 6 + r, r + 1);
     for (int i = 0; i < p->n_evals; i++) {
         fprintf(p->out, ", $eval%d using 1:%d with linespoints title ", i, 2 + p->loops);
-        put_quoted(p->out, p->evals[i]);
+        gnuplot_quote(p->out, p->evals[i]);
     }
     fputc('\n', p->out);
 }
@@ -158,7 +148,7 @@ static void put_depth(const struct plot *p) {
     fprintf(p->out, "set title 'mean exit depth'\nplot $train using 1:2 with lines title 'training'");
     for (int i = 0; i < p->n_evals; i++) {
         fprintf(p->out, ", $eval%d using 1:2 with linespoints title ", i);
-        put_quoted(p->out, p->evals[i]);
+        gnuplot_quote(p->out, p->evals[i]);
     }
     fputc('\n', p->out);
 }
@@ -177,52 +167,14 @@ static void put_figures(const struct plot *p, bool sketch) {
 
 /* ---- the command ------------------------------------------------------------------------------------------------ */
 
-static bool has_gnuplot(void) {
-    const char *path = getenv("PATH");
-    char *copy = strdup(path ? path : "/usr/bin:/bin");
-    bool found = false;
-    for (char *part, *rest = copy; copy && !found && (part = strsep(&rest, ":"));) {
-        char *file = file_join(part, GNUPLOT);
-        found = file && access(file, X_OK) == 0;
-        free(file);
-    }
-    free(copy);
-    return found;
-}
-
-static bool ends_in(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
-static int put_terminal(FILE *out, const char *output, looplm_error *err) {
-    struct winsize size = {.ws_row = 24, .ws_col = 80};
-    if (!output) {
-        if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col < 40) size.ws_col = 80;
-        fprintf(out, "set terminal dumb %d 20\n", (int)size.ws_col);
-        return 0;
-    }
-    if (!ends_in(output, ".png") && !ends_in(output, ".svg"))
-        return error_set(err, LOOPLM_USAGE, "option --output: found '%s', expected a name that ends in .png or .svg",
-                         output);
-    fprintf(out, "set terminal %s size 1200,800\nset output ", ends_in(output, ".png") ? "pngcairo" : "svg");
-    put_quoted(out, output);
-    fputc('\n', out);
-    return 0;
-}
-
 static int draw(struct plot *p, const char *output, looplm_error *err) {
-    if (!has_gnuplot())
-        return error_set(err, LOOPLM_UNSUPPORTED,
-                         "gnuplot, which draws the figures, is not installed; on Debian or Ubuntu: apt-get install "
-                         "gnuplot-nox");
-    p->out = popen(GNUPLOT, "we");
-    if (!p->out) return error_set(err, LOOPLM_IO, "gnuplot could not be started");
-    int status = put_terminal(p->out, output, err);
-    if (!status) put_figures(p, !output);
-    int code = pclose(p->out);
-    if (status || (WIFEXITED(code) && WEXITSTATUS(code) == 0)) return status;
-    return error_set(err, LOOPLM_IO, "gnuplot failed; what it said is above");
+    struct gnuplot gnuplot;
+    int status = output ? gnuplot_check_name("--output", output, err) : 0;
+    if (!status) status = gnuplot_open(&gnuplot, output, 1200, 800, err);
+    if (status) return status;
+    p->out = gnuplot.out;
+    put_figures(p, !output);
+    return gnuplot_close(&gnuplot, err);
 }
 
 static int plot_run(const struct plot_options *o, looplm_error *err) {

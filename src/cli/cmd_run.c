@@ -3,7 +3,9 @@
 #include "base/progress.h"
 #include "cli/generate_options.h"
 #include "engine/api.h"
+#include "text/utf8.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,14 +14,16 @@
 #define PROMPT_MAX ((size_t)256 << 20)
 #define LOOPS_MAX 64
 
-#define RUN_OPTIONS(X)                                                                                                 \
-    X(ARGUMENT, model, "MODEL", "a model directory")                                                                   \
-    X(TEXT, prompt, "prompt", 'p', NULL, "TEXT", "the prompt; - reads standard input")                                 \
-    GENERATE_OPTIONS(X)                                                                                                \
-    X(FLAG, show_depth, "show-depth", 0, "mark each token by the loops it used: in colour on a terminal, else by a small digit") \
-    X(FLAG, json, "json", 0, "print one JSON object instead of the text")                                              \
-    X(TEXT, save, "save", 0, NULL, "FILE", "save the session when done")                                               \
-    X(TEXT, resume, "resume", 0, NULL, "FILE", "continue a saved session; its own exit rule, KV and sampling options apply")
+#define RUN_OPTIONS(X)                                                                        \
+    X(ARGUMENT, model, "MODEL", "a model directory")                                          \
+    X(TEXT, prompt, "prompt", 'p', NULL, "TEXT", "the prompt; - reads standard input")        \
+    GENERATE_OPTIONS(X)                                                                       \
+    X(FLAG, show_depth, "show-depth", 0,                                                      \
+      "mark each token by the loops it used: in colour on a terminal, else by a small digit") \
+    X(FLAG, json, "json", 0, "print one JSON object instead of the text")                     \
+    X(TEXT, save, "save", 0, NULL, "FILE", "save the session when done")                      \
+    X(TEXT, resume, "resume", 0, NULL, "FILE",                                                \
+      "continue a saved session; its own exit rule, KV and sampling options apply")
 OPTIONS_DEFINE(run_options, RUN_OPTIONS)
 
 extern const struct command command_run;
@@ -39,7 +43,9 @@ struct generation {
     double load_s, prefill_s, decode_s;
 };
 
-static const char *choice(const char *const *names, int index) { return names[index]; }
+static const char *choice(const char *const *names, int index) {
+    return names[index];
+}
 
 static int open_session(struct generation *g, int32_t prompt_tokens, looplm_error *err) {
     static const char *const kv[] = {"last-exited", "full"}, *const kv_types[] = {"auto", "f32", "bf16"};
@@ -50,10 +56,17 @@ static int open_session(struct generation *g, int32_t prompt_tokens, looplm_erro
         context = prompt_tokens + o->tokens > 4096 ? prompt_tokens + o->tokens : 4096;
         if (context > g->info.max_positions) context = g->info.max_positions;
     }
-    looplm_session_options options = {
-        .exit = o->exit, .kv = choice(kv, o->kv), .kv_type = choice(kv_types, o->kv_type), .context = (int32_t)context, .adaptive_prompt = o->adaptive_prompt,
-        .temperature = o->temperature_given ? (float)o->temperature : g->info.temperature, .top_p = o->top_p_given ? (float)o->top_p : g->info.top_p,
-        .top_k = o->top_k_given ? (int32_t)o->top_k : g->info.top_k, .min_p = (float)o->min_p, .repetition_penalty = (float)o->repetition_penalty, .seed = (uint64_t)o->seed};
+    looplm_session_options options = {.exit = o->exit,
+                                      .kv = choice(kv, o->kv),
+                                      .kv_type = choice(kv_types, o->kv_type),
+                                      .context = (int32_t)context,
+                                      .adaptive_prompt = o->adaptive_prompt,
+                                      .temperature = o->temperature_given ? (float)o->temperature : g->info.temperature,
+                                      .top_p = o->top_p_given ? (float)o->top_p : g->info.top_p,
+                                      .top_k = o->top_k_given ? (int32_t)o->top_k : g->info.top_k,
+                                      .min_p = (float)o->min_p,
+                                      .repetition_penalty = (float)o->repetition_penalty,
+                                      .seed = (uint64_t)o->seed};
     return looplm_session_open(&g->session, g->model, &options, err);
 }
 
@@ -63,10 +76,13 @@ static int feed_prompt(struct generation *g, looplm_error *err) {
     size_t size = 0, n = 0;
     int32_t *ids = NULL;
     int status = 0;
-    if (o->prompt && !strcmp(o->prompt, "-")) status = file_read("-", PROMPT_MAX, &text, &size, err);
-    else if (o->prompt && (text = strdup(o->prompt))) size = strlen(text);
+    if (o->prompt && !strcmp(o->prompt, "-"))
+        status = file_read("-", PROMPT_MAX, &text, &size, err);
+    else if (o->prompt && (text = strdup(o->prompt)))
+        size = strlen(text);
     if (!status && text) status = looplm_text_encode(g->model, text, size, &ids, &n, err);
-    if (!status && n == 0 && !o->resume) status = error_set(err, LOOPLM_USAGE, "the prompt is empty; give one with -p TEXT, or -p - and standard input");
+    if (!status && n == 0 && !o->resume)
+        status = error_set(err, LOOPLM_USAGE, "the prompt is empty; give one with -p TEXT, or -p - and standard input");
     if (!status) status = open_session(g, (int32_t)n, err);
     if (!status && n) status = looplm_session_feed(g->session, ids, n, err);
     g->prompt_tokens = (int32_t)n;
@@ -75,7 +91,8 @@ static int feed_prompt(struct generation *g, looplm_error *err) {
     return status;
 }
 
-/* ---- showing ------------------------------------------------------------------------------------------------------------ */
+/* ---- showing
+ * ------------------------------------------------------------------------------------------------------------ */
 
 /* Green for the shallowest, over yellow, to red for the deepest. */
 static int depth_colour(int32_t loops, int32_t most) {
@@ -100,11 +117,11 @@ static void show(const struct generation *g, const char *text, size_t size, int3
     fflush(stdout);
 }
 
-/* The first stop text in text[from..], or NULL. */
+/* The first stop text in text[from..], or NULL. The text may hold NUL bytes. */
 static const char *find_stop(const struct generation *g, size_t from) {
     const char *first = NULL;
     for (int i = 0; i < g->options->stop.count; i++) {
-        const char *at = strstr(g->text + from, g->options->stop.items[i]);
+        const char *stop = g->options->stop.items[i], *at = memmem(g->text + from, g->size - from, stop, strlen(stop));
         if (at && (!first || at < first)) first = at;
     }
     return first;
@@ -117,7 +134,7 @@ static size_t held_back(const struct generation *g) {
         const char *stop = g->options->stop.items[i];
         size_t length = strlen(stop);
         for (size_t n = length > g->size ? g->size : length - (length > 0); n > most; n--)
-            if (!strncmp(g->text + g->size - n, stop, n)) most = n;
+            if (!memcmp(g->text + g->size - n, stop, n)) most = n;
     }
     return most;
 }
@@ -133,7 +150,8 @@ static int append(struct generation *g, const char *text, size_t size, looplm_er
 }
 
 /* Adds a token's text and shows what cannot become part of a stop text; *stop when one is complete. */
-static int take_text(struct generation *g, const char *text, size_t size, int32_t loops, bool *stop, looplm_error *err) {
+static int take_text(struct generation *g, const char *text, size_t size, int32_t loops, bool *stop,
+                     looplm_error *err) {
     size_t longest = 0;
     for (int i = 0; i < g->options->stop.count; i++)
         if (strlen(g->options->stop.items[i]) > longest) longest = strlen(g->options->stop.items[i]);
@@ -154,14 +172,26 @@ static int take_text(struct generation *g, const char *text, size_t size, int32_
     return 0;
 }
 
-static void record_token(struct generation *g, const looplm_token *token, const char *text, size_t size) {
+/* JSON has neither infinity nor NaN. */
+static json_t *number_json(double x) {
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
+static int no_memory_for_json(looplm_error *err) {
+    return error_set(err, LOOPLM_MEMORY, "no memory for the JSON");
+}
+
+static int record_token(struct generation *g, const looplm_token *token, const char *text, size_t size,
+                        looplm_error *err) {
     g->generated++;
     g->loops += token->loops;
     g->histogram[token->loops]++;
-    if (!g->tokens) return;
+    if (!g->tokens) return 0;
     json_t *probs = json_array();
-    for (int32_t r = 0; r < token->loops; r++) json_array_append_new(probs, json_real((double)token->exit_probs[r]));
-    json_array_append_new(g->tokens, json_pack("{s:i, s:s%, s:f, s:i, s:o}", "id", token->id, "text", text, size, "logprob", (double)token->logprob, "loops", token->loops, "exit_probs", probs));
+    for (int32_t r = 0; r < token->loops; r++) json_array_append_new(probs, number_json((double)token->exit_probs[r]));
+    json_t *object = json_pack("{s:i, s:s%, s:o, s:i, s:o}", "id", token->id, "text", text, size, "logprob",
+                               number_json((double)token->logprob), "loops", token->loops, "exit_probs", probs);
+    return object && !json_array_append_new(g->tokens, object) ? 0 : no_memory_for_json(err);
 }
 
 static bool is_stop_id(const struct generation *g, int32_t id) {
@@ -175,7 +205,8 @@ static int generate(struct generation *g, looplm_error *err) {
     bool stop = false;
     int status = 0;
     g->finish_reason = "length";
-    while (g->generated < g->options->tokens && !stop && !status) {
+    /* A failed stdout, for instance a reader that left, ends the work; main tells of it. */
+    while (g->generated < g->options->tokens && !stop && !status && !ferror(stdout)) {
         looplm_token token;
         status = looplm_session_next(g->session, &token, err);
         if (status == LOOPLM_LIMIT && g->generated > 0) { /* the context is full: a length stop, not a failure */
@@ -190,9 +221,12 @@ static int generate(struct generation *g, looplm_error *err) {
         const char *text;
         size_t size;
         detokenizer_push(&g->detokenizer, token.id, &text, &size);
-        record_token(g, &token, text, size);
-        if (is_stop_id(g, token.id)) stop = true;
-        else status = take_text(g, text, size, token.loops, &stop, err);
+        status = record_token(g, &token, text, size, err);
+        if (is_stop_id(g, token.id)) {
+            stop = true;
+        } else if (!status) {
+            status = take_text(g, text, size, token.loops, &stop, err);
+        }
     }
     g->decode_s = clock_s() - start;
     if (status) return status;
@@ -208,39 +242,49 @@ static int generate(struct generation *g, looplm_error *err) {
     return status;
 }
 
-/* ---- the end ---------------------------------------------------------------------------------------------------------- */
+/* ---- the end
+ * ---------------------------------------------------------------------------------------------------------- */
 
-static double rate(double n, double seconds) { return seconds > 0 ? n / seconds : 0; }
+static double rate(double n, double seconds) {
+    return seconds > 0 ? n / seconds : 0;
+}
 
-static void print_json(const struct generation *g) {
-    json_t *timing = json_pack("{s:f, s:f, s:f, s:f, s:f}", "load_s", g->load_s, "prefill_s", g->prefill_s, "decode_s", g->decode_s, "prefill_tokens_per_s",
-                               rate(g->prompt_tokens, g->prefill_s), "decode_tokens_per_s", rate(g->generated - 1, g->decode_s));
-    json_t *all = json_pack("{s:s%, s:s, s:i, s:O, s:f, s:o}", "text", g->text ? g->text : "", g->size, "finish_reason", g->finish_reason, "prompt_tokens", g->prompt_tokens, "tokens",
-                            g->tokens, "mean_loops", rate((double)g->loops, g->generated), "timing", timing);
+static int print_json(const struct generation *g, looplm_error *err) {
+    json_t *timing = json_pack("{s:f, s:f, s:f, s:f, s:f}", "load_s", g->load_s, "prefill_s", g->prefill_s, "decode_s",
+                               g->decode_s, "prefill_tokens_per_s", rate(g->prompt_tokens, g->prefill_s),
+                               "decode_tokens_per_s", rate(g->generated - 1, g->decode_s));
+    json_t *all = json_pack("{s:s%, s:s, s:i, s:O, s:f, s:o}", "text", g->text ? g->text : "", g->size, "finish_reason",
+                            g->finish_reason, "prompt_tokens", g->prompt_tokens, "tokens", g->tokens, "mean_loops",
+                            rate((double)g->loops, g->generated), "timing", timing);
     char *text = all ? json_dumps(all, JSON_REAL_PRECISION(9)) : NULL;
-    if (text) puts(text);
-    free(text);
     json_decref(all);
+    if (!text) return no_memory_for_json(err);
+    puts(text);
+    free(text);
+    return 0;
 }
 
 /* "32 tokens, 41.0 tokens/s, mean depth 2.31 of 4" and a bar per depth. */
 static void print_summary(const struct generation *g) {
-    fprintf(stderr, "\n%d tokens (prompt %d in %.2f s), %.1f tokens/s, mean depth %.2f of %d\n", g->generated, g->prompt_tokens, g->prefill_s, rate(g->generated - 1, g->decode_s),
-            rate((double)g->loops, g->generated), g->info.loops);
+    fprintf(stderr, "\n%d tokens (prompt %d in %.2f s), %.1f tokens/s, mean depth %.2f of %d\n", g->generated,
+            g->prompt_tokens, g->prefill_s, rate(g->generated - 1, g->decode_s), rate((double)g->loops, g->generated),
+            g->info.loops);
     for (int32_t r = 1; r <= LOOPS_MAX; r++) {
         if (!g->histogram[r]) continue;
         int width = (int)(40.0 * (double)g->histogram[r] / (double)g->generated + 0.5);
-        fprintf(stderr, "  %2d loop%s %5lld  %.*s\n", r, r == 1 ? " " : "s", (long long)g->histogram[r], width, "########################################");
+        fprintf(stderr, "  %2d loop%s %5lld  %.*s\n", r, r == 1 ? " " : "s", (long long)g->histogram[r], width,
+                "########################################");
     }
 }
 
 static int run(struct generation *g, looplm_error *err) {
-    static const char *const weights[] = {"auto", "f32", "bf16"}, *const devices[] = {"auto", "cpu"};
+    static const char *const weights[] = {"auto", "f32", "bf16", "q8", "q4"}, *const devices[] = {"auto", "cpu"};
     const struct run_options *o = g->options;
     double start = clock_s();
-    looplm_model_options options = {.weights = choice(weights, o->weights), .device = choice(devices, o->device), .threads = (int)o->threads};
+    looplm_model_options options = {
+        .weights = choice(weights, o->weights), .device = choice(devices, o->device), .threads = (int)o->threads};
     int status = looplm_model_open(&g->model, o->model, &options, err);
-    if (!status) status = model_need_tokenizer(g->model, err);
+    if (!status && model_need_tokenizer(g->model, err)) status = error_prefix(err, "%s", o->model);
     if (status) return status;
     g->load_s = clock_s() - start;
     looplm_model_info_get(g->model, &g->info);
@@ -248,11 +292,57 @@ static int run(struct generation *g, looplm_error *err) {
     status = detokenizer_init(&g->detokenizer, g->model->tokenizer, true, err);
     if (!status) status = feed_prompt(g, err);
     if (!status) status = generate(g, err);
-    if (!status && o->save) status = looplm_session_save(g->session, o->save, err);
     if (status) return status;
-    if (o->json) print_json(g);
-    else print_summary(g);
+    /* Before the session is saved, so that a full disk does not cost the text. */
+    if (o->json) {
+        status = print_json(g, err);
+    } else {
+        print_summary(g);
+    }
+    if (!status && o->save) status = looplm_session_save(g->session, o->save, err);
+    return status;
+}
+
+/* A session goes on as it began: what would change it is refused, not ignored. */
+static int check_resume(const struct run_options *o, looplm_error *err) {
+    const struct {
+        bool given;
+        const char *name;
+    } fixed[] = {{o->exit_given, "exit"},
+                 {o->kv_given, "kv"},
+                 {o->kv_type_given, "kv-type"},
+                 {o->context_given, "context"},
+                 {o->adaptive_prompt_given, "adaptive-prompt"},
+                 {o->seed_given, "seed"},
+                 {o->temperature_given, "temperature"},
+                 {o->top_p_given, "top-p"},
+                 {o->top_k_given, "top-k"},
+                 {o->min_p_given, "min-p"},
+                 {o->repetition_penalty_given, "repetition-penalty"}};
+    if (!o->resume) return 0;
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
+        if (!fixed[i].given) continue;
+        return error_set(err, LOOPLM_USAGE,
+                         "option --%s cannot change a session that is resumed: it goes on as %s says; leave it out",
+                         fixed[i].name, o->resume);
+    }
     return 0;
+}
+
+static int check_options(const struct run_options *o, looplm_error *err) {
+    if (!o->prompt && !o->resume)
+        return error_set(err, LOOPLM_USAGE,
+                         "no prompt; give one with -p TEXT (-p - reads standard input), or continue a session with "
+                         "--resume FILE");
+    if (o->json && o->show_depth)
+        return error_set(err, LOOPLM_USAGE,
+                         "--show-depth marks text, and --json prints the loops of each token; give one");
+    for (int i = 0; i < o->stop.count; i++) {
+        const char *stop = o->stop.items[i];
+        if (!*stop) return error_set(err, LOOPLM_USAGE, "--stop: an empty text would stop at once");
+        if (!utf8_valid(stop, strlen(stop))) return error_set(err, LOOPLM_USAGE, "--stop: the text is not UTF-8");
+    }
+    return check_resume(o, err);
 }
 
 static int run_run(int argc, char **argv) {
@@ -261,10 +351,7 @@ static int run_run(int argc, char **argv) {
     if (code != COMMAND_GO) return code;
     looplm_error err = {0};
     struct generation g = {.options = &o};
-    int status = 0;
-    if (!o.prompt && !o.resume) status = error_set(&err, LOOPLM_USAGE, "no prompt; give one with -p TEXT (-p - reads standard input), or continue a session with --resume FILE");
-    for (int i = 0; i < o.stop.count && !status; i++)
-        if (!*o.stop.items[i]) status = error_set(&err, LOOPLM_USAGE, "--stop: an empty text would stop at once");
+    int status = check_options(&o, &err);
     if (!status) status = run(&g, &err);
     looplm_session_close(g.session);
     detokenizer_free(&g.detokenizer);
@@ -275,4 +362,5 @@ static int run_run(int argc, char **argv) {
     return status ? command_fail(&err) : COMMAND_DONE;
 }
 
-const struct command command_run = {"run", "MODEL -p TEXT [options]", "generate from a prompt, each token as deep as it needs", run_run};
+const struct command command_run = {"run", "MODEL -p TEXT [options]",
+                                    "generate from a prompt, each token as deep as it needs", run_run};

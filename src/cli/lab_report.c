@@ -1,13 +1,17 @@
 /* Owns how a score is shown; nothing is computed here. */
 #include "cli/lab_report.h"
+#include "cli/gnuplot.h"
+
+#include "base/file.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
-static double rate(double n, double seconds) { return seconds > 0 ? n / seconds : 0; }
+static double rate(double n, double seconds) {
+    return seconds > 0 ? n / seconds : 0;
+}
 
 /* ---- tables ----------------------------------------------------------------------------------------------------- */
 
@@ -25,13 +29,16 @@ static void print_accuracy(const struct lab_score *s, const struct lab_run *run)
 }
 
 static void print_correlation(double value) {
-    if (isnan(value)) printf("%7s", "-");
-    else printf("%7.2f", value);
+    if (isnan(value))
+        printf("%7s", "-");
+    else
+        printf("%7.2f", value);
 }
 
 static void print_depth(const struct lab_score *s, const struct lab_run *run) {
     printf("\n%-14s", run->name);
-    for (int32_t level = s->task->level_min; level <= s->task->level_max; level++) printf("%7.2f", run->loops_at[level]);
+    for (int32_t level = s->task->level_min; level <= s->task->level_max; level++)
+        printf("%7.2f", run->loops_at[level]);
     printf("%8.2f", run->loops);
     print_correlation(run->rank_levels);
     print_correlation(run->rank_problems);
@@ -97,7 +104,9 @@ void lab_report_show(const struct lab_score *s, const looplm_model *model, int32
 
 /* ---- JSON ------------------------------------------------------------------------------------------------------- */
 
-static json_t *number(double value) { return isnan(value) ? json_null() : json_real(value); }
+static json_t *number(double value) {
+    return isnan(value) ? json_null() : json_real(value);
+}
 
 static json_t *by_level(const struct lab_score *s, const double *values) {
     json_t *array = json_array();
@@ -109,12 +118,12 @@ static json_t *by_level(const struct lab_score *s, const double *values) {
 static json_t *run_json(const struct lab_score *s, const struct lab_run *run) {
     json_t *exits = json_array();
     for (int32_t r = 1; r <= s->loops; r++) json_array_append_new(exits, json_integer(run->exits[r]));
-    json_t *object = json_pack("{s:s, s:b, s:b, s:f, s:o, s:f, s:f, s:o, s:o, s:o, s:o}", "exit", run->name, "measured",
-                               run->measured, "adaptive_prompt", run->adaptive_prompt, "accuracy", run->accuracy,
-                               "accuracy_per_level", by_level(s, run->accuracy_at), "mean_loops", run->loops, "saved",
-                               run->saved, "mean_loops_per_level", by_level(s, run->loops_at), "exits", exits,
-                               "rank_correlation", number(run->rank_levels), "rank_correlation_of_problems",
-                               number(run->rank_problems));
+    json_t *object =
+        json_pack("{s:s, s:b, s:b, s:f, s:o, s:f, s:f, s:o, s:o, s:o, s:o}", "exit", run->name, "measured",
+                  run->measured, "adaptive_prompt", run->adaptive_prompt, "accuracy", run->accuracy,
+                  "accuracy_per_level", by_level(s, run->accuracy_at), "mean_loops", run->loops, "saved", run->saved,
+                  "mean_loops_per_level", by_level(s, run->loops_at), "exits", exits, "rank_correlation",
+                  number(run->rank_levels), "rank_correlation_of_problems", number(run->rank_problems));
     if (object && run->measured)
         json_object_set_new(object, "timing",
                             json_pack("{s:f, s:I, s:I, s:f}", "seconds", run->cost.seconds, "tokens",
@@ -137,12 +146,9 @@ json_t *lab_report_json(const struct lab_score *s, const char *model, const stru
 
 /* ---- figure ----------------------------------------------------------------------------------------------------- */
 
-static bool ends_in(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
+static bool in_left(const struct lab_score *s, int i) {
+    return i <= s->full;
 }
-
-static bool in_left(const struct lab_score *s, int i) { return i <= s->full; }
 /* The depth of the best rule and of those asked for; of the whole sweep where none is best. */
 static bool in_right(const struct lab_score *s, int i) {
     return adapts(&s->runs[i]) && (s->best < 0 || s->runs[i].measured);
@@ -163,43 +169,27 @@ static void put_panel(FILE *out, const struct lab_score *s, const char *title, i
     int drawn = 0;
     for (int i = 0; i < s->n_runs; i++) {
         if (!in(s, i)) continue;
-        if (!drawn++) fprintf(out, "set title '%s'\nplot ", title);
-        else fprintf(out, ", ");
+        if (!drawn++)
+            fprintf(out, "set title '%s'\nplot ", title);
+        else
+            fprintf(out, ", ");
         fprintf(out, "$run%d using 1:%d with linespoints title '%s%s'", i, column, s->runs[i].name,
                 s->runs[i].adaptive_prompt ? ", adaptive prompt" : "");
     }
     fprintf(out, "\n");
 }
 
-/* A string in gnuplot's single quotes. */
-static void put_quoted(FILE *out, const char *text) {
-    fputc('\'', out);
-    for (; *text; text++) {
-        if (*text == '\'') fputc('\'', out);
-        if ((unsigned char)*text >= ' ') fputc(*text, out);
-    }
-    fputc('\'', out);
-}
-
 int lab_report_plot(const struct lab_score *s, const char *path, looplm_error *err) {
-    if (!ends_in(path, ".png") && !ends_in(path, ".svg"))
-        return error_set(err, LOOPLM_USAGE, "option --plot: found '%s', expected a name that ends in .png or .svg", path);
-    FILE *out = popen("gnuplot", "we");
-    if (!out) return error_set(err, LOOPLM_IO, "gnuplot could not be started");
-    fprintf(out, "set terminal %s size 1200,450\nset output ", ends_in(path, ".png") ? "pngcairo" : "svg");
-    put_quoted(out, path);
-    fprintf(out, "\nset xlabel '%s'\nset xtics 1\nset grid\nset key bottom left noenhanced\n", s->task->axis);
+    struct gnuplot gnuplot;
+    int status = gnuplot_open(&gnuplot, path, 1200, 450, err);
+    if (status) return status;
+    FILE *out = gnuplot.out;
+    fprintf(out, "set xlabel '%s'\nset xtics 1\nset grid\nset key bottom left noenhanced\n", s->task->axis);
     put_data(out, s);
     fprintf(out, "set multiplot layout 1,2\nset yrange [0:105]\n");
     put_panel(out, s, "accuracy (%)", 2, in_left);
     fprintf(out, "set yrange [1:%d]\nset key top left\n", s->loops > 1 ? s->loops : 2);
     put_panel(out, s, "mean loops at the answer", 3, in_right);
     fprintf(out, "unset multiplot\n");
-    int code = pclose(out);
-    if (WIFEXITED(code) && WEXITSTATUS(code) == 0) return 0;
-    if (WIFEXITED(code) && WEXITSTATUS(code) == 127)
-        return error_set(err, LOOPLM_UNSUPPORTED,
-                         "gnuplot, which draws the figure, is not installed; on Debian or Ubuntu: apt-get install "
-                         "gnuplot-nox");
-    return error_set(err, LOOPLM_IO, "gnuplot failed; what it said is above");
+    return gnuplot_close(&gnuplot, err);
 }

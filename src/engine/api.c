@@ -15,10 +15,12 @@
 static int parse_weights(const char *name, struct model_options *options, looplm_error *err) {
     if (!name || !strcmp(name, "auto")) return 0;
     options->type_given = true;
-    if (!strcmp(name, "f32")) options->weight_type = WEIGHT_F32;
-    else if (!strcmp(name, "bf16")) options->weight_type = WEIGHT_BF16;
-    else return error_set(err, LOOPLM_USAGE, "weights '%s' are not offered; give auto, f32 or bf16", name);
-    return 0;
+    for (int type = WEIGHT_F32; type <= WEIGHT_Q4; type++)
+        if (!strcmp(name, model_weight_type_name((enum weight_type)type))) {
+            options->weight_type = (enum weight_type)type;
+            return 0;
+        }
+    return error_set(err, LOOPLM_USAGE, "weights '%s' are not offered; give auto, f32, bf16, q8 or q4", name);
 }
 
 /* Sampling defaults, and further stop ids, of generation_config.json, where there is one. */
@@ -59,7 +61,8 @@ static int open_tokenizer(looplm_model *m, const char *directory, looplm_error *
     }
     if (!present) return 0;
     int status = tokenizer_open(&m->tokenizer, directory, err);
-    if (!status) status = tokenizer_check_vocabulary(m->tokenizer, m->model->config.vocab, err);
+    if (!status && tokenizer_check_vocabulary(m->tokenizer, m->model->config.vocab, err))
+        status = error_prefix(err, "%s", directory);
     return status;
 }
 

@@ -163,56 +163,25 @@ static void leave(struct engine *e, struct sequence *s, struct slot *slot) {
     slot->waiting = true;
 }
 
-/* After the pass: every slot advances, the rule decides, and rows that are through leave. evidence is NULL for rows whose head was not needed to decide. */
-static void settle_row(struct engine *e, int32_t row, const struct exit_evidence *evidence) {
+/* After the pass: the rule decides, and rows that are through leave. True when the row is to predict, which happens once. */
+static bool settle_row(struct engine *e, int32_t row, const struct exit_evidence *evidence) {
     struct sequence *s = e->rows[row].sequence;
     struct slot *slot = row_slot(e, row);
-    if (slot->waiting) return;
+    bool predicts = false;
+    if (slot->waiting) return false;
     if (undecided(slot)) {
         bool replayed = slot->target != SLOT_BY_RULE && slot->done == slot->target;
         if (replayed || exit_decide(&s->options.rule, &slot->exit, evidence, s->last)) {
             slot->predicted = slot->done;
-            if (slot->predicts) e->heads[e->n_heads++] = row;
+            predicts = slot->predicts;
         }
     }
     bool through = slot->target == SLOT_BY_RULE ? slot->predicted != 0 : slot->done == slot->target;
     if (through) leave(e, s, slot);
+    return predicts;
 }
 
 static bool rule_reads_head(const struct sequence *s) { return s->options.rule.kind == EXIT_CONF || s->options.rule.kind == EXIT_MIX; }
-
-/* Rows whose rule looks at the head go through it in groups; the others are settled by the gate or the distance alone. */
-static void settle_rows(struct engine *e) {
-    int32_t group[ENGINE_HEAD_ROWS], n = 0;
-    e->n_heads = e->n_lends = 0;
-    const real *lambda = e->workspace.buffers.lambda;
-    for (int32_t row = 0; row < e->n_rows; row++)
-        slot_advance(e->rows[row].sequence, row_slot(e, row), e->model->exit_weight ? (float)lambda[row] : 0.0f);
-    for (int32_t row = 0; row <= e->n_rows; row++) {
-        bool wants_head = row < e->n_rows && rule_reads_head(e->rows[row].sequence) && undecided(row_slot(e, row));
-        if (wants_head) group[n++] = row;
-        if (n == ENGINE_HEAD_ROWS || (row == e->n_rows && n > 0)) {
-            read_head(e, group, n);
-            for (int32_t i = 0; i < n; i++) {
-                struct sequence *s = e->rows[group[i]].sequence;
-                struct exit_evidence evidence = {.confidence = math_exp((float)(e->max[i] - e->lse[i]))};
-                if (s->mix) mix_add(e, s, row_slot(e, group[i]), i);
-                settle_row(e, group[i], &evidence);
-            }
-            n = 0;
-        }
-        if (row < e->n_rows && !wants_head) {
-            struct exit_evidence evidence = {.distance = (float)e->distance[row]};
-            settle_row(e, row, &evidence);
-        }
-    }
-    if (e->n_lends > 0) {
-        pass_clear(&e->pass);
-        pass_add(&e->pass, (struct op){.kind = OP_KV_LEND, .kv_lend = {e->lends, e->n_lends, e->pool.geometry}});
-        e->model->backend->execute(e->model->backend, &e->pass);
-        e->counters.lends += e->n_lends;
-    }
-}
 
 static void predict(struct engine *e, int32_t row, int32_t head_row) {
     const struct model_config *c = &e->model->config;
@@ -228,6 +197,46 @@ static void predict(struct engine *e, int32_t row, int32_t head_row) {
         s->tail_sampled = true;
     }
     if (s->options.on_prediction) s->options.on_prediction(s->options.context, s, &p);
+}
+
+/* The head of a group of rows whose rule looks at it. Under conf the same read predicts; mix has to wait for the sum over its loops. */
+static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
+    read_head(e, rows, n);
+    for (int32_t i = 0; i < n; i++) {
+        struct sequence *s = e->rows[rows[i]].sequence;
+        struct exit_evidence evidence = {.confidence = math_exp((float)(e->max[i] - e->lse[i]))};
+        if (s->mix) mix_add(e, s, row_slot(e, rows[i]), i);
+        if (!settle_row(e, rows[i], &evidence)) continue;
+        if (s->mix) e->heads[e->n_heads++] = rows[i];
+        else predict(e, rows[i], i);
+    }
+}
+
+/* Rows whose rule looks at the head go through it in groups; the others are settled by the gate or the distance alone. */
+static void settle_rows(struct engine *e) {
+    int32_t group[ENGINE_HEAD_ROWS], n = 0;
+    e->n_heads = e->n_lends = 0;
+    const real *lambda = e->workspace.buffers.lambda;
+    for (int32_t row = 0; row < e->n_rows; row++)
+        slot_advance(e->rows[row].sequence, row_slot(e, row), e->model->exit_weight ? (float)lambda[row] : 0.0f);
+    for (int32_t row = 0; row < e->n_rows; row++) {
+        if (rule_reads_head(e->rows[row].sequence) && undecided(row_slot(e, row))) {
+            group[n++] = row;
+            if (n < ENGINE_HEAD_ROWS) continue;
+            settle_group(e, group, n);
+            n = 0;
+        } else {
+            struct exit_evidence evidence = {.distance = (float)e->distance[row]};
+            if (settle_row(e, row, &evidence)) e->heads[e->n_heads++] = row;
+        }
+    }
+    if (n > 0) settle_group(e, group, n);
+    if (e->n_lends > 0) {
+        pass_clear(&e->pass);
+        pass_add(&e->pass, (struct op){.kind = OP_KV_LEND, .kv_lend = {e->lends, e->n_lends, e->pool.geometry}});
+        e->model->backend->execute(e->model->backend, &e->pass);
+        e->counters.lends += e->n_lends;
+    }
 }
 
 /* mix keeps its own logits: they replace the last loop's before the prediction. */

@@ -16,7 +16,7 @@
 #include "model/loop.h"
 #include "model/sampler.h"
 
-#define ENGINE_BACKLOG_MAX 16 /* rows of one sequence that may wait to be dragged along under the full policy */
+#define ENGINE_BACKLOG_MAX 16 /* rows of one sequence that may wait to be dragged along under the full policy; never more than a pass has */
 #define ENGINE_HEAD_ROWS 32   /* rows of logits read at a time */
 
 struct engine;
@@ -70,10 +70,12 @@ bool sequence_idle(const struct sequence *sequence);
 int32_t sequence_length(const struct sequence *sequence); /* ids, the last generated one included */
 int32_t sequence_run_length(const struct sequence *sequence); /* positions that have run */
 const int32_t *sequence_ids(const struct sequence *sequence);
+const uint8_t *sequence_targets(const struct sequence *sequence); /* loops asked for each id, 0 where the exit rule decides */
 const struct kv_sequence *sequence_kv(const struct sequence *sequence);
 /* Runs what is in flight to its end, the loops that waiting rows still owe (full policy) included, and begins nothing new: then the sequence is ids and complete planes. */
 int sequence_settle(struct sequence *sequence, looplm_error *err);
-/* For a saved session: a new sequence takes n ids, of which n_run have run with the given depths; their planes the caller puts into the KV blocks itself.
+/* For a saved session: a new sequence takes n ids, of which n_run have run; their planes the caller puts into the KV blocks itself. depths[n]: the loops after which
+ * an id left, or for one that has not run, the loops asked for it (sequence_targets when it was saved; 0 leaves it to the exit rule).
  * tail_sampled: the last id was generated (sequence_tail_sampled when it was saved). */
 int sequence_restore(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, int32_t n_run, bool tail_sampled, looplm_error *err);
 bool sequence_tail_sampled(const struct sequence *sequence);

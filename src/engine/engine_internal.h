@@ -31,7 +31,7 @@ struct sequence {
     bool generating, settling;
     bool tail_sampled;  /* the last id was generated: it runs when more is wanted */
     struct slot *slots; /* [slots_max] by position */
-    int32_t n_slots, slots_max;
+    int32_t n_slots, slots_max; /* as many as a pass has rows: all of them may have to enter one together (full policy) */
     int32_t *free_rows; /* stack of rows of h */
     int32_t n_free_rows;
     real *h;            /* [slots_max, D] */

@@ -8,7 +8,7 @@ static int sequence_allocate(struct sequence *s, int32_t planes, looplm_error *e
     const struct model_config *c = &s->engine->model->config;
     struct backend *backend = s->engine->model->backend;
     size_t capacity = (size_t)s->options.capacity;
-    s->slots_max = s->engine->options.rows_max + ENGINE_BACKLOG_MAX;
+    s->slots_max = s->engine->options.rows_max;
     s->ids = malloc(capacity * sizeof *s->ids);
     s->targets = malloc(capacity);
     s->slots = malloc((size_t)s->slots_max * sizeof *s->slots);
@@ -41,6 +41,8 @@ int sequence_open(struct sequence **out, struct engine *engine, const struct seq
     s->options = *options;
     int32_t planes;
     status = exit_rule_resolve(&s->options.rule, c->loops, c->exit_gate, &planes, err);
+    if (!status && planes > engine->options.planes)
+        status = error_set(err, LOOPLM_LIMIT, "exit rule: %d loops need as many KV planes, and the engine was opened for %d", planes, engine->options.planes);
     s->last = s->options.rule.max;
     if (!status) status = sequence_allocate(s, planes, err);
     if (status) {
@@ -103,6 +105,7 @@ void sequence_set_sampler(struct sequence *s, const struct sampler_options *samp
 int32_t sequence_length(const struct sequence *s) { return s->n_ids; }
 int32_t sequence_run_length(const struct sequence *s) { return s->n_fed; }
 const int32_t *sequence_ids(const struct sequence *s) { return s->ids; }
+const uint8_t *sequence_targets(const struct sequence *s) { return s->targets; }
 const struct kv_sequence *sequence_kv(const struct sequence *s) { return &s->kv; }
 bool sequence_tail_sampled(const struct sequence *s) { return s->tail_sampled; }
 
@@ -145,6 +148,11 @@ static bool open_chunk(struct sequence *s, int32_t room) {
     return true;
 }
 
+/* Rows that may wait before they are run to their end; they never fill all slots, so that a chunk always gets one. */
+static int32_t backlog_max(const struct sequence *s) {
+    return s->slots_max < ENGINE_BACKLOG_MAX ? s->slots_max : ENGINE_BACKLOG_MAX;
+}
+
 /* The loop that the next rows run: the lowest that a wanting slot stands before; and the last position that wants it. */
 static int32_t next_loop(const struct sequence *s, int32_t *position_max) {
     int32_t loop = MODEL_LOOPS_MAX;
@@ -166,7 +174,7 @@ static void add_row(struct sequence *s, int32_t slot, int32_t loop, bool extends
 
 int32_t sequence_plan(struct sequence *s, int32_t room) {
     if (!any_wants(s)) {
-        if (s->n_slots > ENGINE_BACKLOG_MAX - 1) s->settling = true;
+        if (s->n_slots >= backlog_max(s)) s->settling = true;
         if (!s->settling && has_unfed(s) && !open_chunk(s, room)) return -1;
         if (!any_wants(s)) return 0;
     }
@@ -222,7 +230,7 @@ int sequence_restore(struct sequence *s, const int32_t *ids, const uint8_t *dept
     if (!kv_reserve(&s->kv, n_run)) return error_set(err, LOOPLM_LIMIT, "KV cache: no blocks for %d positions", n_run);
     for (int32_t i = 0; i < n; i++) {
         s->ids[i] = ids[i];
-        s->targets[i] = tail_sampled && i + 1 == n ? SLOT_BY_RULE : (uint8_t)s->kv.loops;
+        s->targets[i] = tail_sampled && i + 1 == n ? SLOT_BY_RULE : depths[i];
     }
     s->tail_sampled = tail_sampled;
     s->n_ids = n;

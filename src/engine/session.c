@@ -2,10 +2,12 @@
 #include "engine/api.h"
 #include "engine/session_file.h"
 
+#include "base/file.h"
 #include "base/json.h"
 #include "base/random.h"
 #include "model/model.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +21,7 @@ struct looplm_session {
     struct sequence *sequence;
     looplm_session_options options; /* with defaults filled in; its strings point into text */
     char exit_text[64], kv_text[16], kv_type_text[8];
-    bool have_token;
+    bool have_token, not_finite;
     looplm_token token;
 };
 
@@ -28,6 +30,7 @@ static void take_prediction(void *context, struct sequence *sequence, const stru
     looplm_session *s = context;
     if (p->id < 0) return;
     s->have_token = true;
+    s->not_finite |= !isfinite((double)p->lse);
     s->token = (looplm_token){.id = p->id, .loops = p->loops, .logprob = (float)p->logprob};
     memcpy(s->token.exit_probs, p->exit_probs, (size_t)p->loops * sizeof(float));
 }
@@ -162,6 +165,11 @@ int looplm_session_next(looplm_session *s, looplm_token *token, looplm_error *er
     sequence_generate(s->sequence, false);
     if (status) return status;
     if (!s->have_token) return error_set(err, LOOPLM_USAGE, "nothing was fed since the last token's row ran; feed the session first");
+    if (s->not_finite)
+        return error_set(err, LOOPLM_FORMAT,
+                         "the logits after %d tokens are not finite: the weights drive the hidden state out of range; "
+                         "the model is damaged or its training diverged",
+                         sequence_length(s->sequence) - 1);
     *token = s->token;
     return 0;
 }
@@ -247,9 +255,18 @@ static int read_meta(const struct safetensors *st, const char *path, struct save
     return 0;
 }
 
+/* What would be a caller's mistake is a damaged file when it came from one. */
+static int blame_file(const char *path, looplm_error *err) {
+    if (err) err->status = LOOPLM_FORMAT;
+    error_prefix(err, "%s: the file is damaged", path);
+    return LOOPLM_FORMAT;
+}
+
 int looplm_session_load(looplm_session **out, looplm_model *model, const char *path, looplm_error *err) {
     *out = NULL;
     struct safetensors st;
+    if (file_is_directory(path))
+        return error_set(err, LOOPLM_IO, "%s: it is a directory, and the file of a saved session was expected", path);
     int status = safetensors_open(&st, path, err);
     if (status) return status;
     struct saved saved = {0};
@@ -265,6 +282,7 @@ int looplm_session_load(looplm_session **out, looplm_model *model, const char *p
     }
     if (!status) status = looplm_session_open(&s, model, &saved.options, err);
     if (!status) status = session_file_restore(s->sequence, &st, path, saved.tail_sampled, err);
+    if (status == LOOPLM_USAGE) status = blame_file(path, err);
     json_decref(json);
     safetensors_close(&st);
     if (status) {

@@ -1,5 +1,5 @@
-/* The file of a sequence at rest. It is safetensors: `meta` (UTF-8 JSON of the owner: which model, which options), `ids`, `depths` (loops after which each position
- * that ran has left) and `kv.R` per loop, the KV blocks of that loop as they lie in memory. */
+/* The file of a sequence at rest. It is safetensors: `meta` (UTF-8 JSON of the owner: which model, which options), `ids`, `n_run` (how many of
+ * them have run), `depths` (the loops after which an id left, or that were asked for one that has not run) and `kv.R` per loop, the KV blocks of that loop as they lie in memory. */
 #ifndef ENGINE_SESSION_FILE_H
 #define ENGINE_SESSION_FILE_H
 

@@ -42,10 +42,10 @@ static void fill_exit(struct study *s) {
 
 static int check_input(const struct model_config *c, const int32_t *ids, int32_t n, int32_t loops, looplm_error *err) {
     if (n < 1) return error_set(err, LOOPLM_USAGE, "no ids were given; --ids takes a list like 1,2,3");
-    if (n > c->max_positions) return error_set(err, LOOPLM_LIMIT, "%d ids exceed the model's %d positions", n, c->max_positions);
+    if (n > c->max_positions) return error_set(err, LOOPLM_LIMIT, "%d ids exceed the model's %d positions (max_position_embeddings); give fewer", n, c->max_positions);
     if (loops > MODEL_LOOPS_MAX) return error_set(err, LOOPLM_USAGE, "%d loops asked, at most %d", loops, MODEL_LOOPS_MAX);
     for (int32_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= c->vocab) return error_set(err, LOOPLM_USAGE, "id %d at index %d is outside the vocabulary of %d", ids[i], i, c->vocab);
+        if (ids[i] < 0 || ids[i] >= c->vocab) return error_set(err, LOOPLM_USAGE, "id %d at index %d is outside the vocabulary of %d; expected 0 to %d", ids[i], i, c->vocab, c->vocab - 1);
     return 0;
 }
 

@@ -72,8 +72,8 @@ static int encode_all(struct asking *a, const struct lab_problem *problems, stru
         size_t size = item->n + item->n_answer;
         if (size > (size_t)positions_max)
             return error_set(err, LOOPLM_LIMIT,
-                             "a problem has %zu tokens, more than the model's %d positions; ask with less context", size,
-                             positions_max);
+                             "a problem has %zu tokens, more than the model's %d positions; ask with less context",
+                             size, positions_max);
         if ((int32_t)size > a->capacity) a->capacity = (int32_t)size;
         if (item->n_answer > cost->answer_max) cost->answer_max = item->n_answer;
         cost->tokens += (int64_t)size;
@@ -105,9 +105,13 @@ static int begin(struct asking *a, struct lane *lane, looplm_error *err) {
     const struct item *item = &a->items[a->next];
     *lane = (struct lane){.item = item, .outcome = &a->outcomes[a->next]};
     *lane->outcome = (struct lab_outcome){.id = -1};
-    struct sequence_options options = {.rule = a->ask->rule, .policy = KV_POLICY_LAST_EXITED, .capacity = a->capacity,
-                                       .sampler = {.top_p = 1, .repetition_penalty = 1}, .on_prediction = take_prediction,
-                                       .context = lane, .adaptive_prompt = a->ask->adaptive_prompt};
+    struct sequence_options options = {.rule = a->ask->rule,
+                                       .policy = KV_POLICY_LAST_EXITED,
+                                       .capacity = a->capacity,
+                                       .sampler = {.top_p = 1, .repetition_penalty = 1},
+                                       .on_prediction = take_prediction,
+                                       .context = lane,
+                                       .adaptive_prompt = a->ask->adaptive_prompt};
     int status = sequence_open(&lane->sequence, a->engine, &options, err);
     if (status) return status;
     a->next++;
@@ -140,9 +144,11 @@ static int run_all(struct asking *a, looplm_error *err) {
 static int open_engine(struct asking *a, looplm_error *err) {
     const struct model *model = a->model->model;
     int32_t parallel = a->ask->parallel;
-    struct engine_options options = {.rows_max = ANSWER_ROWS_MAX, .sequences_max = parallel,
+    struct engine_options options = {.rows_max = ANSWER_ROWS_MAX,
+                                     .sequences_max = parallel,
                                      .kv_positions = (int64_t)parallel * (a->capacity + KV_BLOCK),
-                                     .planes = a->ask->rule.kind == EXIT_LOOPS ? a->ask->rule.loops : model->config.loops,
+                                     .planes =
+                                         a->ask->rule.kind == EXIT_LOOPS ? a->ask->rule.loops : model->config.loops,
                                      .kv_type = model->weight_type == WEIGHT_F32 ? KV_F32 : KV_BF16};
     return engine_open(&a->engine, a->model->model, &options, err);
 }

@@ -1,4 +1,5 @@
-/* Owns the world's names, its links and the questions' words: "Q: Who is the boss of the teacher of Ann? A:" and " Eve".
+/* Owns the world's names, its links and the questions' words: "Q: Who is the boss of the teacher of Ann? A:" and "
+ * Eve".
  *
  * Names are short and start with a capital, relations are common nouns, and no name is the start of another, so that a
  * tokenizer trained on such questions soon has one token for each, with the space before it. */
@@ -8,23 +9,28 @@
 #include <string.h>
 
 static const char *const names[HOPS_PEOPLE_MAX] = {
-    "Ada",  "Alba", "Amos", "Anya", "Arlo", "Axel", "Bea",  "Beth", "Bjorn", "Boris", "Bruno", "Cara", "Cleo",
-    "Colin", "Cora", "Cyrus", "Dana", "Dario", "Dean", "Della", "Dirk", "Dora", "Edith", "Egon", "Elmer", "Elsa",
-    "Emil", "Enzo", "Esme", "Ezra", "Faye", "Felix", "Fern", "Fiona", "Flora", "Frank", "Freya", "Gail", "Gavin",
-    "Gerda", "Gino", "Glen", "Greta", "Gus",  "Hana", "Hazel", "Heidi", "Henk", "Hilda", "Hugo", "Ida",  "Igor",
-    "Ilse", "Inga", "Iris", "Ivan", "Jade", "Jamal", "Jens", "Jill", "Joel", "Jonas", "Joyce", "Juno", "Kai",
-    "Karl", "Keith", "Kira", "Klaus", "Kofi", "Lars", "Leif", "Lena", "Liam", "Lola", "Lucas", "Luna", "Lydia",
-    "Mabel", "Marco", "Maud", "Mei",  "Milo", "Mina", "Mona", "Nadia", "Neil", "Nico", "Nina", "Noah", "Nora",
-    "Olaf", "Olga", "Omar", "Oscar", "Otto", "Pablo", "Paula", "Pearl", "Petra", "Priya", "Quinn", "Ralph", "Ravi",
-    "Rhea", "Rita", "Rolf", "Rosa", "Ruth", "Sally", "Sasha", "Selma", "Silas", "Sonja", "Sven", "Tamar", "Tess",
-    "Theo", "Tilda", "Tomas", "Ugo",  "Uma",  "Vera", "Viktor", "Wanda", "Willa", "Yusuf", "Zoe"};
+    "Ada",   "Alba",  "Amos",  "Anya",   "Arlo",  "Axel",  "Bea",   "Beth",  "Bjorn", "Boris", "Bruno", "Cara",
+    "Cleo",  "Colin", "Cora",  "Cyrus",  "Dana",  "Dario", "Dean",  "Della", "Dirk",  "Dora",  "Edith", "Egon",
+    "Elmer", "Elsa",  "Emil",  "Enzo",   "Esme",  "Ezra",  "Faye",  "Felix", "Fern",  "Fiona", "Flora", "Frank",
+    "Freya", "Gail",  "Gavin", "Gerda",  "Gino",  "Glen",  "Greta", "Gus",   "Hana",  "Hazel", "Heidi", "Henk",
+    "Hilda", "Hugo",  "Ida",   "Igor",   "Ilse",  "Inga",  "Iris",  "Ivan",  "Jade",  "Jamal", "Jens",  "Jill",
+    "Joel",  "Jonas", "Joyce", "Juno",   "Kai",   "Karl",  "Keith", "Kira",  "Klaus", "Kofi",  "Lars",  "Leif",
+    "Lena",  "Liam",  "Lola",  "Lucas",  "Luna",  "Lydia", "Mabel", "Marco", "Maud",  "Mei",   "Milo",  "Mina",
+    "Mona",  "Nadia", "Neil",  "Nico",   "Nina",  "Noah",  "Nora",  "Olaf",  "Olga",  "Omar",  "Oscar", "Otto",
+    "Pablo", "Paula", "Pearl", "Petra",  "Priya", "Quinn", "Ralph", "Ravi",  "Rhea",  "Rita",  "Rolf",  "Rosa",
+    "Ruth",  "Sally", "Sasha", "Selma",  "Silas", "Sonja", "Sven",  "Tamar", "Tess",  "Theo",  "Tilda", "Tomas",
+    "Ugo",   "Uma",   "Vera",  "Viktor", "Wanda", "Willa", "Yusuf", "Zoe"};
 
 static const char *const relation_names[HOPS_RELATIONS_MAX] = {
-    "boss",  "teacher", "friend", "neighbour", "doctor",  "cousin", "tailor", "coach",
+    "boss",  "teacher", "friend", "neighbour", "doctor", "cousin", "tailor", "coach",
     "baker", "lawyer",  "rival",  "partner",   "barber", "tutor",  "guide",  "landlord"};
 
-const char *hops_person(int32_t person) { return names[person]; }
-const char *hops_relation(int32_t relation) { return relation_names[relation]; }
+const char *hops_person(int32_t person) {
+    return names[person];
+}
+const char *hops_relation(int32_t relation) {
+    return relation_names[relation];
+}
 
 static int check_range(const char *what, int32_t found, int32_t min, int32_t max, looplm_error *err) {
     if (found >= min && found <= max) return 0;
@@ -67,7 +73,12 @@ static void draw(const void *world, struct random *random, int32_t level, struct
 }
 
 int hops_task(struct lab_task *task, const struct hops *hops, looplm_error *err) {
-    *task = (struct lab_task){.name = "hops", .axis = "hops", .world = hops, .held_out_from = HOPS_HELD_OUT_FROM,
-                              .level_min = hops->hops_min, .level_max = hops->hops_max, .draw = draw};
+    *task = (struct lab_task){.name = "hops",
+                              .axis = "hops",
+                              .world = hops,
+                              .held_out_from = HOPS_HELD_OUT_FROM,
+                              .level_min = hops->hops_min,
+                              .level_max = hops->hops_max,
+                              .draw = draw};
     return lab_task_weights(task, NULL, "hop-weights", err);
 }

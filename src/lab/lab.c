@@ -71,9 +71,10 @@ int lab_draw(const struct lab_task *task, struct random *random, int32_t level, 
         task->draw(task->world, random, level, problem);
         if (level < task->held_out_from || lab_is_held_out(task, problem) == held_out) return 0;
     }
-    return error_set(err, LOOPLM_LIMIT,
-                     "%s: %d draws gave no problem of %d %s that is %s; there are too few of them: make the world larger",
-                     task->name, LAB_TRIES_MAX, level, task->axis, held_out ? "held out" : "for training");
+    return error_set(
+        err, LOOPLM_LIMIT,
+        "%s: %d draws gave no problem of %d %s that is %s; there are too few of them: make the world larger",
+        task->name, LAB_TRIES_MAX, level, task->axis, held_out ? "held out" : "for training");
 }
 
 /* ---- documents -------------------------------------------------------------------------------------------------- */

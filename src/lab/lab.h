@@ -1,8 +1,8 @@
 /* What the experiments with generated problems share: a problem, a task that draws them, the split into training and
  * held-out ones, documents for training, and rank correlation. score.h runs a model on them.
  *
- * A task has levels: the number of operations of an expression, the hops of a question. Whether a problem is held out is
- * a function of its text alone, so files made with different seeds never leak into each other's test. */
+ * A task has levels: the number of operations of an expression, the hops of a question. Whether a problem is held out
+ * is a function of its text alone, so files made with different seeds never leak into each other's test. */
 #ifndef LAB_LAB_H
 #define LAB_LAB_H
 
@@ -11,9 +11,9 @@
 
 #include <stdbool.h>
 
-#define LAB_PROMPT_MAX 1024   /* bytes of a problem, its final NUL included */
+#define LAB_PROMPT_MAX 1024 /* bytes of a problem, its final NUL included */
 #define LAB_ANSWER_MAX 32
-#define LAB_LEVELS_MAX 64     /* the highest level of any task */
+#define LAB_LEVELS_MAX 64 /* the highest level of any task */
 #define LAB_WEIGHT_MAX 1000000
 #define LAB_HELD_OUT_SHARE 16 /* one problem in so many is for tests */
 #define LAB_TRIES_MAX 100000  /* draws for one problem of the wanted side of the split */
@@ -43,12 +43,13 @@ int lab_task_weights(struct lab_task *task, const char *text, const char *option
 bool lab_is_held_out(const struct lab_task *task, const struct lab_problem *problem);
 /* A level of the task, by the weights; held_out: among those that hold problems out. */
 int32_t lab_draw_level(const struct lab_task *task, struct random *random, bool held_out);
-/* A problem of the wanted side of the split (of any side where the level has none); LOOPLM_LIMIT where none is found. */
+/* A problem of the wanted side of the split (of any side where the level has none); LOOPLM_LIMIT where none is found.
+ */
 int lab_draw(const struct lab_task *task, struct random *random, int32_t level, bool held_out,
              struct lab_problem *problem, looplm_error *err);
 
-/* Text documents hold one problem a line, with its answer. Answer documents are {"prompt", "answer"}: training then asks
- * for the answer alone, and problems before the last one stand in the prompt. */
+/* Text documents hold one problem a line, with its answer. Answer documents are {"prompt", "answer"}: training then
+ * asks for the answer alone, and problems before the last one stand in the prompt. */
 enum lab_form { LAB_FORM_TEXT, LAB_FORM_ANSWER };
 struct lab_documents {
     int64_t documents;

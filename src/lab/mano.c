@@ -1,9 +1,9 @@
-/* Owns how an expression is drawn, written and worked out. The tree is drawn as its first authors do: an operator at the
- * root, uniform; of the l-1 operations left, a uniform number goes to the left operand; leaves are uniform.
+/* Owns how an expression is drawn, written and worked out. The tree is drawn as its first authors do: an operator at
+ * the root, uniform; of the l-1 operations left, a uniform number goes to the left operand; leaves are uniform.
  *
- * The text is "#3 - *42 +13 =": a sign, the number of operations, and the symbols in prefix order. Operators have a space
- * before them and digits none, so that under a pre-tokenizer of single digits every symbol is one token. From modulus 11
- * on numbers have a space before them too, which keeps them apart. */
+ * The text is "#3 - *42 +13 =": a sign, the number of operations, and the symbols in prefix order. Operators have a
+ * space before them and digits none, so that under a pre-tokenizer of single digits every symbol is one token. From
+ * modulus 11 on numbers have a space before them too, which keeps them apart. */
 #include "lab/mano.h"
 
 #include <stdio.h>
@@ -30,9 +30,12 @@ static void format_number(const struct mano *mano, int32_t value, char *out, siz
 
 static int32_t apply(char operator, int32_t a, int32_t b, int32_t modulus) {
     switch (operator) {
-    case '+': return (a + b) % modulus;
-    case '-': return (a - b + modulus) % modulus;
-    default: return a * b % modulus;
+    case '+':
+        return (a + b) % modulus;
+    case '-':
+        return (a - b + modulus) % modulus;
+    default:
+        return a * b % modulus;
     }
 }
 
@@ -45,7 +48,7 @@ static int32_t write_expression(struct writer *w, int32_t operations) {
         put(w, text);
         return value;
     }
-    char operator = "+-*"[random_below(w->random, 3)];
+    char operator= "+-*"[random_below(w->random, 3)];
     int32_t left = (int32_t)random_below(w->random, (uint64_t)operations);
     snprintf(text, sizeof text, " %c", operator);
     put(w, text);
@@ -70,9 +73,15 @@ int mano_task(struct lab_task *task, const struct mano *mano, looplm_error *err)
                          MANO_MODULUS_MAX);
     if (mano->operations_min < 1 || mano->operations_min > mano->operations_max ||
         mano->operations_max > MANO_OPERATIONS_MAX)
-        return error_set(err, LOOPLM_USAGE, "mano: %d to %d operations were asked for; expected 1 <= least <= most <= %d",
+        return error_set(err, LOOPLM_USAGE,
+                         "mano: %d to %d operations were asked for; expected 1 <= least <= most <= %d",
                          mano->operations_min, mano->operations_max, MANO_OPERATIONS_MAX);
-    *task = (struct lab_task){.name = "mano", .axis = "operations", .world = mano, .held_out_from = MANO_HELD_OUT_FROM,
-                              .level_min = mano->operations_min, .level_max = mano->operations_max, .draw = draw};
+    *task = (struct lab_task){.name = "mano",
+                              .axis = "operations",
+                              .world = mano,
+                              .held_out_from = MANO_HELD_OUT_FROM,
+                              .level_min = mano->operations_min,
+                              .level_max = mano->operations_max,
+                              .draw = draw};
     return lab_task_weights(task, NULL, "length-weights", err);
 }

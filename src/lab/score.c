@@ -1,9 +1,9 @@
 /* Owns the comparison of exit rules on one set of problems (lab_score of score.h).
  *
- * Rows at loop r see what other rows left at loop r and before, never after. So where an answer is one token, its row at
- * loop r is the same in the run with r loops and in the full one, and the runs of each number of loops, with the exit
- * probabilities of the full one, tell what Q-exit does at every q: the sweep costs nothing. A test holds that against the
- * engine. Longer answers have rows that see lent planes, and are run for each q. */
+ * Rows at loop r see what other rows left at loop r and before, never after. So where an answer is one token, its row
+ * at loop r is the same in the run with r loops and in the full one, and the runs of each number of loops, with the
+ * exit probabilities of the full one, tell what Q-exit does at every q: the sweep costs nothing. A test holds that
+ * against the engine. Longer answers have rows that see lent planes, and are run for each q. */
 #include "lab/score.h"
 
 #include <math.h>
@@ -46,8 +46,8 @@ static int draw_problems(struct lab_score *s, const struct lab_score_options *o,
     const struct lab_task *task = s->task;
     int32_t levels = task->level_max - task->level_min + 1;
     if (o->problems > LAB_TESTED_MAX / levels)
-        return error_set(err, LOOPLM_LIMIT, "%d problems of each of %d numbers of %s are more than %d in all", o->problems,
-                         levels, task->axis, LAB_TESTED_MAX);
+        return error_set(err, LOOPLM_LIMIT, "%d problems of each of %d numbers of %s are more than %d in all",
+                         o->problems, levels, task->axis, LAB_TESTED_MAX);
     s->n_tested = levels * o->problems;
     s->tested = calloc((size_t)s->n_tested, sizeof *s->tested);
     s->contexts = calloc((size_t)s->n_tested, sizeof *s->contexts);
@@ -162,8 +162,10 @@ static int run_sweep(struct scoring *c, looplm_error *err) {
         if (status) return status;
         struct lab_run *run = add_run(s, &rule);
         snprintf(run->name, sizeof run->name, "%s", text);
-        if (c->derivable) derive(c, &rule, c->outcomes);
-        else status = measure(c, run, c->outcomes, err);
+        if (c->derivable)
+            derive(c, &rule, c->outcomes);
+        else
+            status = measure(c, run, c->outcomes, err);
         if (!status) status = summarise(s, run, c->outcomes, err);
         if (status) return status;
     }

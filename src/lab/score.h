@@ -1,9 +1,9 @@
 /* Running a model on problems, and what exit rules make of it: accuracy and depth by level.
  *
- * Each problem is a sequence of its own: the prompt is fed, and the answer is generated greedily for as long as it is right.
- * The depth of a problem is the mean number of loops of the rows that predicted its answer; for an answer of one token
- * that is the row of the prompt's last token. A sequence ends with its answer, so the loops that prompt tokens would run
- * for the cache of later tokens are not run. */
+ * Each problem is a sequence of its own: the prompt is fed, and the answer is generated greedily for as long as it is
+ * right. The depth of a problem is the mean number of loops of the rows that predicted its answer; for an answer of one
+ * token that is the row of the prompt's last token. A sequence ends with its answer, so the loops that prompt tokens
+ * would run for the cache of later tokens are not run. */
 #ifndef LAB_SCORE_H
 #define LAB_SCORE_H
 
@@ -14,16 +14,16 @@
 #define LAB_PARALLEL_MAX 256
 #define LAB_RUNS_MAX 128
 #define LAB_TESTED_MAX (1 << 20) /* problems of one score */
-#define LAB_Q_FIRST 0.30 /* of the sweep of Q-exit */
+#define LAB_Q_FIRST 0.30         /* of the sweep of Q-exit */
 #define LAB_Q_LAST 0.95
 #define LAB_Q_STEP 0.05
 #define LAB_ACCURACY_LOST_MAX 0.01 /* what the best rule may cost: one point */
 
 /* What became of one problem. */
 struct lab_outcome {
-    int32_t id;      /* the token predicted first */
-    bool right;      /* all tokens of the answer were */
-    double loops;    /* the depth */
+    int32_t id;                        /* the token predicted first */
+    bool right;                        /* all tokens of the answer were */
+    double loops;                      /* the depth */
     float exit_probs[MODEL_LOOPS_MAX]; /* p of each loop of the first prediction's row, as far as it ran */
 };
 
@@ -59,8 +59,8 @@ struct lab_score_options {
 /* One rule's result. */
 struct lab_run {
     struct exit_rule rule;
-    char name[64];        /* the rule's text */
-    bool measured;        /* else worked out from the runs of each number of loops; cost is then 0 */
+    char name[64]; /* the rule's text */
+    bool measured; /* else worked out from the runs of each number of loops; cost is then 0 */
     bool adaptive_prompt;
     struct lab_cost cost;
     double accuracy, loops, saved; /* means over problems; saved: share of the full run's loops */
@@ -75,11 +75,11 @@ struct lab_score {
     int32_t problems, loops;     /* of each level; of the model */
     struct lab_problem *tested;  /* [n_tested] owned, level by level */
     int32_t n_tested;
-    char **contexts;             /* [n_tested] owned; their items may be NULL */
+    char **contexts;                   /* [n_tested] owned; their items may be NULL */
     struct lab_outcome *full_outcomes; /* [n_tested] owned: of the full run */
     struct lab_outcome *best_outcomes; /* [n_tested] owned: of the best rule; NULL without one */
-    struct lab_run *runs;        /* owned: loops=1.., full, the sweep, the rules asked for */
-    int n_runs, full, best;      /* best: most loops saved for at most LAB_ACCURACY_LOST_MAX; -1 for none */
+    struct lab_run *runs;              /* owned: loops=1.., full, the sweep, the rules asked for */
+    int n_runs, full, best;            /* best: most loops saved for at most LAB_ACCURACY_LOST_MAX; -1 for none */
 };
 
 /* Draws the problems (held out where the level has any), runs every rule. Free the score in any case. */

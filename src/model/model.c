@@ -8,6 +8,7 @@
 #include "model/model_place.h"
 #include "model/params.h"
 #include "tensor/convert.h"
+#include "tensor/quant.h"
 
 #include <stdlib.h>
 
@@ -39,12 +40,17 @@ static void take_matrix(struct placing *p, struct weight *w, enum weight_type ty
     *w = (struct weight){type, (int32_t)n, (int32_t)k, take(p, weight_size(type, n, k))};
 }
 
+/* The embedding and the head, which a token passes once, keep 8 bits where the stack has 4. */
+static enum weight_type vocabulary_type(const struct model *m) {
+    return m->weight_type == WEIGHT_Q4 ? WEIGHT_Q8 : m->weight_type;
+}
+
 /* Bytes of all packed matrices. */
 static size_t place_matrices(struct model *m, void *base) {
     const struct model_config *c = &m->config;
     struct placing p = {base, 0};
     int64_t d = c->hidden, k = c->head_dim, heads = c->heads, all_heads = heads + 2 * c->kv_heads;
-    take_matrix(&p, &m->embed, m->weight_type, c->vocab, d);
+    take_matrix(&p, &m->embed, vocabulary_type(m), c->vocab, d);
     for (int32_t i = 0; i < c->layers; i++) {
         struct layer *l = &m->layers[i];
         take_matrix(&p, &l->qkv, m->weight_type, all_heads * k, d);
@@ -53,7 +59,7 @@ static size_t place_matrices(struct model *m, void *base) {
         take_matrix(&p, &l->down, m->weight_type, d, c->ffn);
     }
     m->head = m->embed;
-    if (!c->tied) take_matrix(&p, &m->head, m->weight_type, c->vocab, d);
+    if (!c->tied) take_matrix(&p, &m->head, vocabulary_type(m), c->vocab, d);
     return p.used;
 }
 
@@ -93,13 +99,25 @@ static int no_memory(const struct model *m, looplm_error *err) {
         (m->memory_size + m->vectors_size) >> 20, model_weight_type_name(m->weight_type));
 }
 
+/* Quantised weights come in whole groups of the inner dimension. */
+static int check_groups(const struct model_config *c, enum weight_type type, looplm_error *err) {
+    const struct {
+        const char *what;
+        int64_t size;
+    } inner[] = {{"hidden size", c->hidden}, {"ffn size", c->ffn}, {"heads x head_dim", (int64_t)c->heads * c->head_dim}};
+    for (int i = 0; quant_type(type) && i < 3; i++)
+        if (inner[i].size % QUANT_GROUP) {
+            return error_set(err, LOOPLM_UNSUPPORTED, "%s weights need a %s that is a multiple of %d, found %lld; choose f32 or bf16",
+                             model_weight_type_name(type), inner[i].what, QUANT_GROUP, (long long)inner[i].size);
+        }
+    return LOOPLM_OK;
+}
+
 int model_alloc(struct model **out, const struct model_config *config, struct backend *backend, enum weight_type type,
                 looplm_error *err) {
     *out = NULL;
-    if (type != WEIGHT_F32 && type != WEIGHT_BF16) {
-        return error_set(err, LOOPLM_UNSUPPORTED, "weights of type %s are not in this build; choose f32 or bf16",
-                         model_weight_type_name(type));
-    }
+    int bad = check_groups(config, type, err);
+    if (bad) return bad;
     struct model *m = calloc(1, sizeof *m);
     if (!m) return error_set(err, LOOPLM_MEMORY, "no memory for a model");
     *m = (struct model){.config = *config, .backend = backend, .weight_type = type};

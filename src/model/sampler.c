@@ -5,6 +5,7 @@
 #include "base/mathfn.h"
 #include "base/random.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,7 +100,10 @@ static int32_t filter(struct sampler *s, const struct sampler_options *o, float 
         for (int32_t i = 0; i < s->vocab; i++) total += (double)math_exp(s->logits[i] - max);
     for (float window = 4;; window *= 2) {
         int32_t n = collect(s, max - window);
-        bool whole = n == s->vocab;
+        /* A NaN is never collected. What lies below the window is dropped by min-p too once exp(-window) is; but top-p within top-k needs the sum
+         * over all of top-k first. */
+        bool dropped = math_exp(-window) < o->min_p && (o->top_p >= 1 || want == s->vocab);
+        bool whole = n == s->vocab || isinf(window) || dropped;
         qsort(s->candidates, (size_t)n, sizeof *s->candidates, by_logit);
         if (n < want && !whole && (want < s->vocab || o->top_p >= 1)) continue;
         if (n > want) n = want;
@@ -134,6 +138,7 @@ int32_t sampler_pick(struct sampler *s, const struct sampler_options *o, const r
     if (o->temperature <= 0) return best;
     for (int32_t i = 0; i < s->vocab; i++) s->logits[i] /= o->temperature;
     float max = s->logits[best];
+    if (!isfinite(max)) return best; /* so cold that the division overflowed: greedy */
     bool filtered = o->top_p < 1 || o->min_p > 0 || (o->top_k > 0 && o->top_k < s->vocab);
     int32_t n = filtered ? filter(s, o, max) : s->vocab;
     float best_time = race_time(o, position, best, max);

@@ -1,6 +1,8 @@
 /* Owns the agreement of a model's files with its config. Leaves values alone. */
 #include "model/source.h"
 
+#include "base/file.h"
+
 #include "model/values.h"
 
 #include <math.h>
@@ -76,6 +78,8 @@ static int check_no_others(const struct model_source *s, looplm_error *err) {
 
 int model_source_open(struct model_source *s, const char *directory, looplm_error *err) {
     *s = (struct model_source){0};
+    if (file_exists(directory) && !file_is_directory(directory))
+        return error_set(err, LOOPLM_IO, "%s: it is a file, and the directory of a model was expected", directory);
     int status = model_config_read(&s->config, directory, err);
     if (!status) status = tensor_table_init(&s->table, &s->config, err);
     if (!status) status = safetensors_open(&s->files, directory, err);

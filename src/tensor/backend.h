@@ -42,8 +42,8 @@ enum weight_type {
 };
 
 /* A matrix [n, k] packed for y = x W^T. Panel i holds outputs 64i .. 64i+w-1, where w is 64 but for the last panel, whose w is what is left
- * rounded up to 16 (missing outputs are zero). f32: [k][w]. bf16: [ceil(k/2)][w][2], the odd inner element zero. In the double build an
- * f32 weight holds doubles. */
+ * rounded up to 16 (missing outputs are zero). f32: [k][w]. bf16: [ceil(k/2)][w][2], the odd inner element zero. q8, q4: groups of 32
+ * inner elements with a scale (quant.h), k a multiple of 32. In the double build an f32 weight holds doubles. */
 struct weight {
     enum weight_type type;
     int32_t n, k;
@@ -96,7 +96,8 @@ struct op_rmsnorm { const real *x, *weight, *residual; real *out, *rstd; int32_t
 /* out = a + b, n elements; out may be a or b. */
 struct op_add { const real *a, *b; real *out; int64_t n; };
 
-/* y[b, n] (+)= sum_k x[b, k] w[n, k]. */
+/* y[b, n] (+)= sum_k x[b, k] w[n, k]. bf16: x rounded to bf16 first. q8, q4: x quantised by groups of 32 (quant.h); per group the exact integer
+ * sum, then one step of a float chain in order: y = fma(float(sum), weight scale * input scale, y). */
 struct op_matmul { const real *x; int64_t ldx; const struct weight *weight; real *y; int64_t ldy; int32_t rows; bool accumulate; };
 
 /* cos and sin of the rotary angles of each row's position: table[b] = K/2 cosines, then K/2 sines. The angle is
@@ -178,10 +179,10 @@ struct op_adamw { real *param, *m, *v; const real *grad; int64_t n; real lr, bet
 /* memset to 0. */
 struct op_zero { void *data; size_t size; };
 
-/* Packs rows [row, row + rows) of the weight from a row-major source [rows, k]; the missing outputs of the last panel are zeroed by whoever packs the last row. */
+/* Packs rows [row, row + rows) of the weight from a row-major source [rows, k]; the missing outputs of the last panel are zeroed by whoever packs the last row. q8 and q4 round the source as quant.h says. */
 struct op_pack { struct weight *weight; int64_t row, rows; const void *source; enum dtype dtype; };
 
-/* weight ([k, n] packed: n outputs become the inner dimension) = transpose of the row-major source [n, k] of reals. */
+/* weight ([k, n] packed: n outputs become the inner dimension) = transpose of the row-major source [n, k] of reals; f32 and bf16 alone. */
 struct op_pack_transposed { struct weight *weight; const real *source; };
 
 /* correct[b] = 1 where targets[b] >= 0 and its logit equals max[b], and no lower id's does; else 0. max is that of op_cross_entropy. */

@@ -2,6 +2,7 @@
  *
  * A pass owns its list of ops; what the ops point to belongs to the caller. */
 #include "tensor/backend.h"
+#include "tensor/quant.h"
 
 #include <stdlib.h>
 
@@ -40,7 +41,10 @@ size_t dtype_size(enum dtype dtype) {
 
 size_t weight_size(enum weight_type type, int64_t n, int64_t k) {
     int64_t outputs = (n + LANES - 1) / LANES * LANES;
-    CHECK_LE(type, WEIGHT_BF16); /* q8 and q4 have no packing yet */
+    if (quant_type(type)) {
+        CHECK_EQ(k % QUANT_GROUP, 0);
+        return (size_t)(k / QUANT_GROUP * outputs * quant_group_size(type));
+    }
     if (type == WEIGHT_BF16) return (size_t)((k + 1) / 2 * outputs) * 2 * sizeof(uint16_t);
     return (size_t)(k * outputs) * sizeof(real);
 }

@@ -35,6 +35,7 @@ double probe_now_s(void) {
 #define STEP_F32_512(a) a = _mm512_fmadd_ps(x, y, a);
 #define STEP_F32_256(a) a = _mm256_fmadd_ps(x, y, a);
 #define STEP_BF16_512(a) a = _mm512_dpbf16_ps(a, (__m512bh)x, (__m512bh)y);
+#define STEP_INT8_512(a) a = _mm512_dpbusd_epi32(a, x, y);
 
 __attribute__((target("avx512f"))) static void peak_f32_512(void *context, int worker, int workers) {
     (void)context, (void)worker, (void)workers;
@@ -49,6 +50,11 @@ __attribute__((target("avx2,fma"))) static void peak_f32_256(void *context, int 
 __attribute__((target("avx512f,avx512bf16"))) static void peak_bf16_512(void *context, int worker, int workers) {
     (void)context, (void)worker, (void)workers;
     CHAIN_LOOP(__m512, _mm512_setzero_ps(), STEP_BF16_512)
+}
+
+__attribute__((target("avx512f,avx512vnni"))) static void peak_int8_512(void *context, int worker, int workers) {
+    (void)context, (void)worker, (void)workers;
+    CHAIN_LOOP(__m512i, _mm512_setzero_si512(), STEP_INT8_512)
 }
 
 static double peak(struct team *team, team_fn *fn, double operations_per_step) {
@@ -72,7 +78,15 @@ double probe_peak_bf16(struct team *team) {
     return __builtin_cpu_supports("avx512bf16") ? peak(team, peak_bf16_512, 64) : 0;
 }
 
+double probe_peak_int8(struct team *team) {
+    return __builtin_cpu_supports("avx512vnni") ? peak(team, peak_int8_512, 128) : 0;
+}
+
 #else
+double probe_peak_int8(struct team *team) {
+    (void)team;
+    return 0;
+}
 double probe_peak_f32(struct team *team) {
     (void)team;
     return 0;

@@ -9,6 +9,7 @@ double probe_now_s(void);
 /* Multiply-adds count two operations. GOP/s of all the team's threads; 0 where the processor lacks the instruction. */
 double probe_peak_f32(struct team *team);
 double probe_peak_bf16(struct team *team);
+double probe_peak_int8(struct team *team);
 
 /* GB/s of reading `size` bytes (a multiple of 4096), split over the team's threads; the median of five. */
 double probe_bandwidth(struct team *team, const void *data, size_t size);

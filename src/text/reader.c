@@ -51,7 +51,7 @@ static int open_zstd(struct reader *r, looplm_error *err) {
 
 int reader_open(struct reader **reader, const char *path, looplm_error *err) {
     struct reader *r = *reader = calloc(1, sizeof *r);
-    if (r) r->path = strdup(path);
+    if (r) r->path = strdup(strcmp(path, "-") ? path : "standard input");
     if (!r || !r->path) {
         free(r);
         *reader = NULL;

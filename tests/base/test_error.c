@@ -17,7 +17,7 @@ static void messages_are_set_and_prefixed(void **state) {
     assert_int_equal(error_prefix(&err, "%s", "a.json"), LOOPLM_IO);
     assert_string_equal(err.message, "a.json: found 3");
     assert_int_equal(error_set(NULL, LOOPLM_LIMIT, "x"), LOOPLM_LIMIT);
-    assert_int_equal(error_prefix(NULL, "x"), LOOPLM_OK);
+    assert_int_not_equal(error_prefix(NULL, "x"), LOOPLM_OK); /* callers return it as their own status */
     char large[3000];
     memset(large, 'm', sizeof large);
     large[2999] = 0;
@@ -27,7 +27,12 @@ static void messages_are_set_and_prefixed(void **state) {
     assert_int_equal(strlen(err.message), sizeof err.message - 1);
     assert_memory_equal(err.message, "p: m", 4);
     error_prefix(&err, "%s", large);
+    assert_in_range(strlen(err.message), sizeof err.message - 8, sizeof err.message - 1);
+    assert_memory_equal(err.message, large, 1000);
+    error_set(&err, LOOPLM_IO, "short");
+    error_prefix(&err, "%.*s", 1018, large);
     assert_int_equal(strlen(err.message), sizeof err.message - 1);
+    assert_string_equal(err.message + 1018, ": sho");
 }
 
 static void names_are_those_of_the_table(void **state) {

@@ -174,6 +174,16 @@ static void test_bf16(void **state) {
     every_depth_vector(KV_BF16, WEIGHT_BF16);
 }
 
+static void test_q8(void **state) {
+    (void)state;
+    every_depth_vector(KV_F32, WEIGHT_Q8);
+}
+
+static void test_q4(void **state) {
+    (void)state;
+    every_depth_vector(KV_BF16, WEIGHT_Q4);
+}
+
 /* Sixteen sequences with depths of their own share every pass; each must be what it is alone. */
 static void in_batch(struct engine *engine, enum kv_policy policy, struct result results[16]) {
     struct sequence *s[16];
@@ -198,15 +208,14 @@ static void in_batch(struct engine *engine, enum kv_policy policy, struct result
     }
 }
 
-/* Batches on every table with one, two and three threads: with f32 weights all of them have the same bits. */
-static void test_batch_threads_tables(void **state) {
-    (void)state;
+/* Batches on every table with one, two and three threads: with f32, q8 and q4 weights all of them have the same bits. */
+static void every_table(enum weight_type weights) {
     static struct result first[2][16], here[16];
     bool have_first = false;
     for (const struct cpu_table *const *t = cpu_tables(); *t; t++) {
         for (int threads = 1; threads <= 3 && (*t)->supported(); threads++) {
             struct tiny tiny;
-            tiny_open(&tiny, R, WEIGHT_F32, (*t)->name, threads);
+            tiny_open(&tiny, R, weights, (*t)->name, threads);
             struct engine *engine = engine_of(&tiny, 64, 17, KV_F32);
             for (int policy = KV_POLICY_LAST_EXITED; policy <= KV_POLICY_FULL; policy++) {
                 memset(here, 0, sizeof here);
@@ -221,7 +230,14 @@ static void test_batch_threads_tables(void **state) {
     }
 }
 
+static void test_batch_threads_tables(void **state) {
+    (void)state;
+    every_table(WEIGHT_F32);
+    every_table(WEIGHT_Q8);
+    every_table(WEIGHT_Q4);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_batch_threads_tables)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_q8), cmocka_unit_test(test_q4), cmocka_unit_test(test_batch_threads_tables)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

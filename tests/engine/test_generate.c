@@ -2,10 +2,12 @@
 #include "base/file.h"
 #include "engine/engine.h"
 #include "engine/study.h"
+#include "model/safetensors.h"
 #include "support/support.h"
 #include "support/tiny.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +43,7 @@ static struct engine *open_engine(struct tiny *tiny, int32_t rows, int32_t plane
 }
 
 static struct sequence *start(struct engine *engine, const char *rule, enum kv_policy policy, uint64_t seed, struct made *made) {
-    struct sequence *s;
+    struct sequence *s = NULL;
     looplm_error err;
     struct sequence_options options = {.policy = policy, .capacity = 64, .sampler = {seed ? 1.0f : 0.0f, 1, 0, 0, 1, seed}, .on_prediction = take, .context = made};
     *made = (struct made){0};
@@ -190,13 +192,73 @@ static void test_batch(void **state) {
     tiny_close(&tiny);
 }
 
+/* full: rows that left early wait for a pass to drag them along. However few rows a pass has, they all get there: while tokens are generated, and when a
+ * second turn comes on top of them. */
+static void test_backlog(void **state) {
+    (void)state;
+    static const int32_t rows[] = {64, 1, 3, 8, 16, 20};
+    static struct made made[6][2];
+    struct tiny tiny;
+    tiny_open(&tiny, R, WEIGHT_F32, NULL, 1);
+    for (int i = 0; i < 6; i++) {
+        struct engine *engine = open_engine(&tiny, rows[i], R);
+        looplm_error err;
+        struct sequence *s = start(engine, "q=0", KV_POLICY_FULL, 0, &made[i][0]);
+        made[i][0].n = MADE - 12; /* so that twelve are made */
+        run(engine);
+        assert_int_equal(made[i][0].n, MADE);
+        made[i][1] = made[i][0];
+        for (int turn = 0; turn < 3; turn++) assert_int_equal(sequence_feed(s, prompt, NULL, PROMPT, &err), 0);
+        made[i][0].n = MADE - 12;
+        sequence_generate(s, true);
+        run(engine);
+        assert_int_equal(made[i][0].n, MADE);
+        for (int turn = 0; turn < 2; turn++) assert_memory_equal(&made[i][turn], &made[0][turn], sizeof made[0][turn]);
+        assert_int_equal(sequence_settle(s, &err), 0);
+        sequence_close(s);
+        engine_close(engine);
+    }
+    tiny_close(&tiny);
+}
+
+/* conf reads the head once a loop: the read that decides is the one that predicts. */
+static void test_conf_reads_once(void **state) {
+    (void)state;
+    struct tiny tiny;
+    struct made made;
+    tiny_open(&tiny, R, WEIGHT_F32, NULL, 1);
+    struct engine *engine = open_engine(&tiny, 32, R);
+    generate(engine, "conf=0.3", KV_POLICY_LAST_EXITED, 0, &made);
+    int64_t loops = 0;
+    for (int i = 0; i < MADE; i++) loops += made.loops[i];
+    assert_true(loops > MADE && loops < R * MADE);
+    assert_int_equal(engine_counters(engine)->head_rows, loops);
+    engine_close(engine);
+    tiny_close(&tiny);
+}
+
+/* The engine's buffers are made for so many planes: a rule that needs more is refused. */
+static void test_too_many_planes(void **state) {
+    (void)state;
+    struct tiny tiny;
+    tiny_open(&tiny, R, WEIGHT_F32, NULL, 1);
+    struct engine *engine = open_engine(&tiny, 32, R);
+    struct sequence *s;
+    looplm_error err;
+    struct sequence_options options = {.rule = {.kind = EXIT_LOOPS, .loops = R + 2}, .capacity = 64, .sampler = {0, 1, 0, 0, 1, 0}};
+    assert_int_equal(sequence_open(&s, engine, &options, &err), LOOPLM_LIMIT);
+    support_assert_error(&err, LOOPLM_LIMIT, "6 loops", "4", NULL);
+    engine_close(engine);
+    tiny_close(&tiny);
+}
+
 /* ---- the public interface, on a committed model directory -------------------------------------------------------------- */
 
-static looplm_model *open_golden(void) {
+static looplm_model *open_golden(int threads) {
     char *directory = support_source_path("tests/golden/ouro-mha-r4");
     looplm_model *model;
     looplm_error err;
-    looplm_model_options options = {.threads = 1};
+    looplm_model_options options = {.threads = threads};
     if (looplm_model_open(&model, directory, &options, &err)) fail_msg("%s", err.message);
     free(directory);
     return model;
@@ -212,7 +274,7 @@ static void next_tokens(looplm_session *session, looplm_token *out, int n) {
 
 static void test_session_resumes(void **state) {
     (void)state;
-    looplm_model *model = open_golden();
+    looplm_model *model = open_golden(1);
     looplm_error err;
     char *scratch = support_make_directory(), *path = file_join(scratch, "s.session");
     for (int policy = 0; policy < 2; policy++) {
@@ -243,34 +305,108 @@ static void test_session_resumes(void **state) {
     looplm_model_close(model);
 }
 
-/* A prompt that was fed but not run, then saved; and a second turn after a generated token. */
-static void test_session_turns(void **state) {
-    (void)state;
-    looplm_model *model = open_golden();
+/* A generated token and a second turn that were not run yet, saved: each keeps the depth that was asked for it. The ids are aligned whatever stands beside them. */
+static void save_between_turns(looplm_model *model, const looplm_session_options *options, const char *path) {
     looplm_error err;
-    char *scratch = support_make_directory(), *path = file_join(scratch, "s.session");
-    looplm_session_options options = {.exit = "q=0.5", .context = 64};
     looplm_session *a, *b;
     looplm_token straight[4], resumed[4];
-    assert_int_equal(looplm_session_open(&a, model, &options, &err), 0);
+    assert_int_equal(looplm_session_open(&a, model, options, &err), 0);
     assert_int_equal(looplm_session_feed(a, prompt, 3, &err), 0);
     next_tokens(a, straight, 2);
     assert_int_equal(looplm_session_feed(a, prompt + 3, 4, &err), 0);
     assert_int_equal(looplm_session_save(a, path, &err), 0);
     next_tokens(a, straight + 2, 2);
+    struct safetensors st;
+    assert_int_equal(safetensors_open(&st, path, &err), 0);
+    assert_int_equal((uintptr_t)safetensors_data(&st, safetensors_find(&st, "ids")) % sizeof(int32_t), 0);
+    safetensors_close(&st);
     if (looplm_session_load(&b, model, path, &err)) fail_msg("%s", err.message);
     next_tokens(b, resumed, 2);
     assert_memory_equal(straight + 2, resumed, 2 * sizeof *resumed);
     looplm_session_close(a);
     looplm_session_close(b);
+}
+
+static void test_session_turns(void **state) {
+    (void)state;
+    looplm_model *model = open_golden(1);
+    char *scratch = support_make_directory(), *path = file_join(scratch, "s.session");
+    static const looplm_session_options options[] = {
+        {.exit = "q=0.5", .context = 64},
+        {.exit = "q=0.4", .context = 64, .seed = 10},
+        {.exit = "q=0.3", .context = 64, .seed = 100, .adaptive_prompt = 1},
+        {.exit = "diff=0.8,min=2", .context = 64},
+        {.exit = "q=0", .context = 64, .seed = 1000, .kv = "full"},
+        {.exit = "loops=6", .context = 64, .seed = UINT64_MAX, .temperature = 1, .kv_type = "bf16"},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) save_between_turns(model, &options[i], path);
     free(path);
     support_remove_directory(scratch);
     looplm_model_close(model);
 }
 
+/* A long second turn on top of tokens whose deeper loops wait (full), in chunks of four and all at once. */
+static void test_session_backlog(void **state) {
+    (void)state;
+    looplm_model *model = open_golden(1);
+    looplm_error err;
+    looplm_token made[2][6];
+    for (int i = 0; i < 2; i++) {
+        looplm_session_options options = {.exit = "q=0", .kv = "full", .context = 64, .chunk = i ? 4 : 64};
+        looplm_session *s;
+        looplm_token first[10];
+        assert_int_equal(looplm_session_open(&s, model, &options, &err), 0);
+        assert_int_equal(looplm_session_feed(s, prompt, PROMPT, &err), 0);
+        next_tokens(s, first, 10);
+        for (int turn = 0; turn < 4; turn++) assert_int_equal(looplm_session_feed(s, prompt, PROMPT, &err), 0);
+        next_tokens(s, made[i], 6);
+        looplm_session_close(s);
+    }
+    assert_memory_equal(made[0], made[1], sizeof made[0]);
+    looplm_model_close(model);
+}
+
+/* Two sessions of one model, each in a thread of its own: what they make is what each makes alone. */
+struct thread_work {
+    looplm_model *model;
+    const char *exit;
+    looplm_token made[2][12]; /* in two sessions, one after the other */
+    int failures;
+};
+
+static void *make_tokens(void *context) {
+    struct thread_work *w = context;
+    for (int i = 0; i < 2; i++) {
+        looplm_session_options options = {.exit = w->exit, .context = 64, .temperature = 1, .seed = 5};
+        looplm_session *s = NULL;
+        w->failures += looplm_session_open(&s, w->model, &options, NULL) || looplm_session_feed(s, prompt, PROMPT, NULL);
+        for (int j = 0; j < 12 && !w->failures; j++) w->failures += looplm_session_next(s, &w->made[i][j], NULL) != 0;
+        looplm_session_close(s);
+    }
+    return NULL;
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    static struct thread_work alone[2], together[2];
+    looplm_model *model = open_golden(2);
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++) {
+        alone[i] = together[i] = (struct thread_work){.model = model, .exit = i ? "q=0.6" : "conf=0.2"};
+        make_tokens(&alone[i]);
+    }
+    for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&threads[i], NULL, make_tokens, &together[i]), 0);
+    for (int i = 0; i < 2; i++) assert_int_equal(pthread_join(threads[i], NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(together[i].failures, 0);
+        assert_memory_equal(alone[i].made, together[i].made, sizeof alone[i].made);
+    }
+    looplm_model_close(model);
+}
+
 static void test_session_errors(void **state) {
     (void)state;
-    looplm_model *model = open_golden();
+    looplm_model *model = open_golden(1);
     looplm_error err;
     looplm_session *s;
     looplm_token token;
@@ -302,7 +438,8 @@ static void test_session_errors(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exit_saves_passes), cmocka_unit_test(test_rules_meet), cmocka_unit_test(test_mix), cmocka_unit_test(test_batch),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exit_saves_passes), cmocka_unit_test(test_rules_meet), cmocka_unit_test(test_mix), cmocka_unit_test(test_batch), cmocka_unit_test(test_backlog),
+                                       cmocka_unit_test(test_conf_reads_once), cmocka_unit_test(test_too_many_planes), cmocka_unit_test(test_session_backlog), cmocka_unit_test(test_threads),
                                        cmocka_unit_test(test_session_resumes), cmocka_unit_test(test_session_turns), cmocka_unit_test(test_session_errors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,7 +89,8 @@ static void test_world(void **state) {
 
 static void test_bounds(void **state) {
     (void)state;
-    static const int32_t bad[][4] = {{1, 4, 1, 3}, {129, 4, 1, 3}, {60, 0, 1, 3}, {60, 17, 1, 3}, {60, 4, 0, 3}, {60, 4, 1, 9}, {60, 4, 3, 2}};
+    static const int32_t bad[][4] = {{1, 4, 1, 3},  {129, 4, 1, 3}, {60, 0, 1, 3}, {60, 17, 1, 3},
+                                     {60, 4, 0, 3}, {60, 4, 1, 9},  {60, 4, 3, 2}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct hops hops;
         looplm_error err;

@@ -99,12 +99,14 @@ static void test_distribution(void **state) {
     assert_share(roots['*'], DRAWS, 1.0 / 3);
 }
 
-/* The split is a fact of files that exist: should these change sides, trained models would be tested on what they saw. */
+/* The split is a fact of files that exist: should these change sides, trained models would be tested on what they saw.
+ */
 static void test_split_is_fixed(void **state) {
     (void)state;
     struct mano mano;
     struct lab_task task = open_task(&mano, 7, 1, 5);
-    struct lab_problem held = {.level = 5, .prompt = "#5 + -11 *0 +2 -54 ="}, trained = {.level = 5, .prompt = "#5 * -65 - -1 +065 ="};
+    struct lab_problem held = {.level = 5, .prompt = "#5 + -11 *0 +2 -54 ="},
+                       trained = {.level = 5, .prompt = "#5 * -65 - -1 +065 ="};
     assert_true(lab_is_held_out(&task, &held));
     assert_false(lab_is_held_out(&task, &trained));
 }
@@ -117,7 +119,9 @@ static void test_text_form(void **state) {
     struct lab_problem p, longest;
     assert_int_equal(lab_draw(&task, &random, 3, false, &p, NULL), 0);
     for (const char *at = p.prompt + 2; *at && strcmp(at, " =") != 0; at++)
-        assert_true(*at == ' ' ? strchr("+-*", at[1]) != NULL : strchr("+-*", *at) ? at[-1] == ' ' : *at >= '0' && *at < '7');
+        assert_true(*at == ' '           ? strchr("+-*", at[1]) != NULL
+                    : strchr("+-*", *at) ? at[-1] == ' '
+                                         : *at >= '0' && *at < '7');
     struct lab_task wide = open_task(&mano, MANO_MODULUS_MAX, 1, MANO_OPERATIONS_MAX);
     for (int i = 0; i < 200; i++)
         assert_int_equal(lab_draw(&wide, &random, MANO_OPERATIONS_MAX, i % 2, &longest, NULL), 0);
@@ -136,7 +140,7 @@ static void test_bounds(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_answers), cmocka_unit_test(test_distribution),
-                                       cmocka_unit_test(test_split_is_fixed),
-                                       cmocka_unit_test(test_text_form), cmocka_unit_test(test_bounds)};
+                                       cmocka_unit_test(test_split_is_fixed), cmocka_unit_test(test_text_form),
+                                       cmocka_unit_test(test_bounds)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* Scoring, on a small random model with a tokenizer of symbols: what is worked out for Q-exit is what the engine does, the
- * number of sequences at once changes nothing, and figures add up. */
+/* Scoring, on a small random model with a tokenizer of symbols: what is worked out for Q-exit is what the engine does,
+ * the number of sequences at once changes nothing, and figures add up. */
 #include "lab/mano.h"
 #include "lab/score.h"
 #include "support/support.h"
@@ -21,13 +21,16 @@ struct fixture {
 
 /* Symbols alone, and the operators and the equals sign with a space before them. */
 static struct tokenizer *open_tokenizer(void) {
-    static const char *const symbols[] = {"#", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "+", "-", "*", "=",
-                                          "\xC4\xA0", "\xC4\x8A", "\xC4\xA0+", "\xC4\xA0-", "\xC4\xA0*", "\xC4\xA0="};
-    json_t *vocab = json_object(), *merges = json_pack("[s, s, s, s]", "\xC4\xA0 +", "\xC4\xA0 -", "\xC4\xA0 *", "\xC4\xA0 =");
+    static const char *const symbols[] = {
+        "#", "0", "1", "2", "3",        "4",        "5",         "6",         "7",         "8",        "9",
+        "+", "-", "*", "=", "\xC4\xA0", "\xC4\x8A", "\xC4\xA0+", "\xC4\xA0-", "\xC4\xA0*", "\xC4\xA0="};
+    json_t *vocab = json_object(),
+           *merges = json_pack("[s, s, s, s]", "\xC4\xA0 +", "\xC4\xA0 -", "\xC4\xA0 *", "\xC4\xA0 =");
     for (int i = 0; i < 21; i++) json_object_set_new(vocab, symbols[i], json_integer(i + 3));
-    json_t *file = json_pack("{s:[], s:n, s:{s:s, s:[{s:s, s:b}, {s:s, s:b}]}, s:{s:s}, s:{s:s, s:o, s:o}}", "added_tokens", "normalizer", "pre_tokenizer", "type", "Sequence",
-                             "pretokenizers", "type", "Digits", "individual_digits", 1, "type", "ByteLevel", "add_prefix_space", 0, "decoder", "type", "ByteLevel", "model", "type", "BPE",
-                             "vocab", vocab, "merges", merges);
+    json_t *file = json_pack("{s:[], s:n, s:{s:s, s:[{s:s, s:b}, {s:s, s:b}]}, s:{s:s}, s:{s:s, s:o, s:o}}",
+                             "added_tokens", "normalizer", "pre_tokenizer", "type", "Sequence", "pretokenizers", "type",
+                             "Digits", "individual_digits", 1, "type", "ByteLevel", "add_prefix_space", 0, "decoder",
+                             "type", "ByteLevel", "model", "type", "BPE", "vocab", vocab, "merges", merges);
     char *text = json_dumps(file, 0);
     struct tokenizer *tokenizer;
     looplm_error err;
@@ -54,11 +57,13 @@ static void close_fixture(struct fixture *f) {
     tiny_close(&f->tiny);
 }
 
-static void score(struct fixture *f, struct lab_score *s, int32_t problems, int32_t parallel, int32_t context, const char *const *rules, int n_rules) {
+static void score(struct fixture *f, struct lab_score *s, int32_t problems, int32_t parallel, int32_t context,
+                  const char *const *rules, int n_rules) {
     struct exit_rule parsed[32];
     looplm_error err;
     for (int i = 0; i < n_rules; i++) assert_int_equal(exit_rule_parse(&parsed[i], rules[i], &err), 0);
-    struct lab_score_options options = {.problems = problems, .parallel = parallel, .context = context, .seed = 5, .rules = parsed, .n_rules = n_rules};
+    struct lab_score_options options = {
+        .problems = problems, .parallel = parallel, .context = context, .seed = 5, .rules = parsed, .n_rules = n_rules};
     if (lab_score(s, &f->model, &f->task, &options, &err)) fail_msg("%s", err.message);
 }
 
@@ -79,14 +84,20 @@ static void assert_same_result(const struct lab_run *a, const struct lab_run *b)
 /* The sweep, worked out, against the engine under the same rules; some of them must leave at different depths. */
 static void test_derived_is_measured(void **state) {
     (void)state;
-    static const char *const rules[] = {"q=0.30", "q=0.45", "q=0.60", "q=0.75", "q=0.95"}, *const as_asked[] = {"q=0.300000012", "q=0.449999988", "q=0.600000024", "q=0.75", "q=0.949999988"};
+    static const char *const rules[] = {"q=0.30", "q=0.45", "q=0.60", "q=0.75", "q=0.95"}, *const as_asked[] = {
+                                                                                               "q=0.300000012",
+                                                                                               "q=0.449999988",
+                                                                                               "q=0.600000024",
+                                                                                               "q=0.75",
+                                                                                               "q=0.949999988"};
     struct fixture f;
     struct lab_score s;
     int mixed = 0;
     open_fixture(&f, 7);
     score(&f, &s, 40, 16, 0, rules, 5);
     for (int i = 0; i < 5; i++) {
-        const struct lab_run *derived = find_run(&s, rules[i], 0), *run = find_run(&s, as_asked[i], strcmp(rules[i], as_asked[i]) == 0);
+        const struct lab_run *derived = find_run(&s, rules[i], 0),
+                             *run = find_run(&s, as_asked[i], strcmp(rules[i], as_asked[i]) == 0);
         assert_true(run->measured);
         assert_same_result(derived, run);
         for (int r = 1; r <= R; r++) mixed += run->exits[r] > 0 && run->exits[r] < 160;
@@ -178,7 +189,8 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_derived_is_measured), cmocka_unit_test(test_parallel_changes_nothing), cmocka_unit_test(test_figures),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_derived_is_measured),
+                                       cmocka_unit_test(test_parallel_changes_nothing), cmocka_unit_test(test_figures),
                                        cmocka_unit_test(test_long_answers), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define V 50
 
@@ -134,6 +135,68 @@ static void test_pure(void **state) {
     free(logits);
 }
 
+/* Logits that are no numbers, or beyond all numbers, end in some id. */
+static void test_not_finite(void **state) {
+    (void)state;
+    struct sampler *s = open_sampler(V);
+    static const float strange[] = {NAN, INFINITY, -INFINITY};
+    for (int first = 0; first < 3; first++)
+        for (int rest = 0; rest < 3; rest++) {
+            real logits[V];
+            for (int i = 0; i < V; i++) logits[i] = (real)(i < 2 ? strange[first] : i % 2 ? strange[rest] : (float)i / V);
+            struct sampler_options o = plain(1, 3);
+            for (int filters = 0; filters < 8; filters++) {
+                o.top_k = filters & 1 ? 40 : 0;
+                o.top_p = filters & 2 ? 0.9f : 1;
+                o.min_p = filters & 4 ? 0.01f : 0;
+                int32_t id = sampler_pick(s, &o, logits, filters, NULL, 0);
+                assert_in_range(id, 0, V - 1);
+            }
+        }
+    sampler_close(s);
+}
+
+static double picks_s(struct sampler *s, const struct sampler_options *o, const real *logits, int n) {
+    struct timespec a, b;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &a);
+    for (int i = 0; i < n; i++) sampler_pick(s, o, logits, i, NULL, 0);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
+    return (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+}
+
+/* min-p as the only filter on a wide vocabulary: the allowed set is right at thresholds in and between the windows, and
+ * only its neighbourhood is sorted: a pick costs what one with top-k does, where a sort of everything costs fifty times
+ * that. */
+static void test_min_p_alone(void **state) {
+    (void)state;
+    enum { WIDE = 60000 };
+    static const float thresholds[] = {0.5f, 0.02f, 0.018f, 1e-3f, 1e-6f};
+    real *logits = malloc(WIDE * sizeof *logits);
+    struct sampler *s = open_sampler(WIDE);
+    struct random random = {8, 0};
+    random_logits(&random, logits, WIDE, 2);
+    struct sampler_options min_p = plain(1, 3), top_k = plain(1, 3), best = plain(0, 0);
+    real max = logits[sampler_pick(s, &best, logits, 0, NULL, 0)];
+    for (int i = 0; i < 5; i++) {
+        int outside = 0;
+        real most = 0;
+        min_p.min_p = thresholds[i];
+        for (int j = 0; j < 200; j++) {
+            real below = max - logits[sampler_pick(s, &min_p, logits, j, NULL, 0)];
+            outside += exp(-(double)below) < (double)thresholds[i];
+            most = below > most ? below : most;
+        }
+        assert_int_equal(outside, 0);
+        assert_true(i == 0 || most > 2);
+    }
+    min_p.min_p = 0.05f;
+    top_k.top_k = 50;
+    double sorted_s = picks_s(s, &top_k, logits, 50), min_p_s = picks_s(s, &min_p, logits, 50);
+    if (min_p_s > 5 * sorted_s) fail_msg("50 picks with min-p alone took %g s, with top-k %g s", min_p_s, sorted_s);
+    sampler_close(s);
+    free(logits);
+}
+
 static void test_bad_options(void **state) {
     (void)state;
     looplm_error err;
@@ -152,6 +215,6 @@ static void test_bad_options(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy), cmocka_unit_test(test_frequencies),
                                        cmocka_unit_test(test_filters), cmocka_unit_test(test_pure),
-                                       cmocka_unit_test(test_bad_options)};
+                                       cmocka_unit_test(test_min_p_alone), cmocka_unit_test(test_bad_options), cmocka_unit_test(test_not_finite)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -183,8 +183,8 @@ static void open_two(struct data *data, struct recipe *recipe, char **a, char **
     *a = write_indexed("first", 2, first);
     *b = write_indexed("second", 1, second);
     *recipe = (struct recipe){.options = {.train_seed = 3}, .n_sources = 2};
-    recipe->sources[0] = (struct recipe_source){*a, 3, 0, 0.5};
-    recipe->sources[1] = (struct recipe_source){*b, 1, 0, 1};
+    recipe->sources[0] = (struct recipe_source){.path = *a, .weight = 3, .loss_weight = 1, .from = 0, .until = 0.5};
+    recipe->sources[1] = (struct recipe_source){.path = *b, .weight = 1, .loss_weight = 1, .from = 0, .until = 1};
     assert_int_equal(data_open(data, recipe, &options, &err), 0);
 }
 

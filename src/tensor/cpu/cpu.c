@@ -29,6 +29,9 @@ const struct cpu_table *const *cpu_tables(void) {
 #ifdef LOOPLM_HAVE_AVX512
         &cpu_table_avx512,
 #endif
+#ifdef LOOPLM_HAVE_AVX512VNNI
+        &cpu_table_avx512vnni,
+#endif
 #ifdef LOOPLM_HAVE_AVX512BF16
         &cpu_table_avx512bf16,
 #endif

@@ -2,6 +2,7 @@
  * share, split over outputs, and are nowhere clever. */
 #include "tensor/convert.h"
 #include "tensor/cpu/naive.h"
+#include "tensor/quant.h"
 
 /* Where element (n, k) of a packed weight is, counted in elements. */
 static int64_t packed_index(const struct weight *w, int64_t n, int64_t k) {
@@ -26,11 +27,22 @@ static void weight_set(const struct weight *w, int64_t n, int64_t k, real value)
     }
 }
 
+static void quant_embed_row(const struct weight *w, int64_t id, real *out) {
+    for (int64_t g = 0; g < w->k / QUANT_GROUP; g++) {
+        int8_t q[QUANT_GROUP];
+        float scale = quant_get(w, id, g, q);
+        for (int i = 0; i < QUANT_GROUP; i++) out[g * QUANT_GROUP + i] = (float)q[i] * scale;
+    }
+}
+
 void naive_embed(const struct op *o, const struct worker *worker) {
     const struct op_embed *op = &o->embed;
     int64_t dim = op->table->k, begin, end;
     worker_share(worker, op->rows, 1, &begin, &end);
-    for (int64_t b = begin; b < end; b++)
+    for (int64_t b = begin; b < end && quant_type(op->table->type); b++) {
+        quant_embed_row(op->table, op->ids[b], op->out + b * dim);
+    }
+    for (int64_t b = begin; b < end && !quant_type(op->table->type); b++)
         for (int64_t d = 0; d < dim; d++) op->out[b * dim + d] = weight_get(op->table, op->ids[b], d);
 }
 
@@ -44,6 +56,19 @@ void naive_embed_grad(const struct op *o, const struct worker *worker) {
         }
 }
 
+/* One output of 8- or 4-bit weights: exact sums by group, one float chain over the groups. */
+static real quant_dot(const struct weight *w, int64_t n, const real *x, real sum) {
+    for (int64_t g = 0; g < w->k / QUANT_GROUP; g++) {
+        int8_t weights[QUANT_GROUP], inputs[QUANT_GROUP];
+        float weight_scale = quant_get(w, n, g, weights), input_scale;
+        quant_input_group(x + g * QUANT_GROUP, inputs, &input_scale);
+        int32_t exact = 0;
+        for (int i = 0; i < QUANT_GROUP; i++) exact += weights[i] * inputs[i];
+        sum = real_fma((real)exact, weight_scale * input_scale, sum);
+    }
+    return sum;
+}
+
 void naive_matmul(const struct op *o, const struct worker *worker) {
     const struct op_matmul *op = &o->matmul;
     const struct weight *w = op->weight;
@@ -53,6 +78,10 @@ void naive_matmul(const struct op *o, const struct worker *worker) {
     for (int64_t b = 0; b < op->rows; b++)
         for (int64_t n = begin; n < end; n++) {
             real sum = op->accumulate ? op->y[b * op->ldy + n] : 0;
+            if (quant_type(w->type)) {
+                op->y[b * op->ldy + n] = quant_dot(w, n, op->x + b * op->ldx, sum);
+                continue;
+            }
             for (int64_t k = 0; k < w->k; k++) {
                 real x = op->x[b * op->ldx + k];
                 sum = real_fma(round ? bf16_round(x) : x, weight_get(w, n, k), sum);
@@ -99,6 +128,13 @@ void naive_pack(const struct op *o, const struct worker *worker) {
     int64_t padded = last ? (w->n + LANES - 1) / LANES * LANES : op->row + op->rows, begin, end;
     worker_share(worker, padded - op->row, 1, &begin, &end);
     if (op->rows == 0) return;
+    if (quant_type(w->type)) {
+        for (int64_t i = begin; i < end; i++)
+            for (int64_t g = 0; g < w->k / QUANT_GROUP; g++) {
+                quant_pack_group(w, op->row + i, g, op->source, op->dtype, i < op->rows ? i : -1);
+            }
+        return;
+    }
     for (int64_t i = begin; i < end && i < op->rows; i++)
         for (int64_t k = 0; k < w->k; k++) pack_element(op, i, k);
     zero_padding(w, op->row + begin, op->row + end);
@@ -107,6 +143,7 @@ void naive_pack(const struct op *o, const struct worker *worker) {
 void naive_pack_transposed(const struct op *o, const struct worker *worker) {
     const struct op_pack_transposed *op = &o->pack_transposed;
     const struct weight *w = op->weight;
+    CHECK_LE(w->type, WEIGHT_BF16); /* 8 and 4 bits are not for training */
     int64_t padded = (w->n + LANES - 1) / LANES * LANES, begin, end;
     worker_share(worker, padded, 1, &begin, &end);
     for (int64_t n = begin; n < end && n < w->n; n++)

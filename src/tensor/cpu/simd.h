@@ -74,6 +74,16 @@ SIMD_INLINE v16i v16i_load_u16(const void *p) { return _mm512_cvtepu16_epi32(_mm
 SIMD_INLINE void v16i_store_u16(void *p, v16i x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(x)); }
 SIMD_INLINE v16 v16_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
 
+/* The low bytes of sixteen integers; sums of integer products: of bytes (unsigned by signed) and of 16-bit halves. */
+SIMD_INLINE void v16i_store_u8(void *p, v16i x) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(x)); }
+SIMD_INLINE v16i v16i_max(v16i a, v16i b) { return _mm512_max_epi32(a, b); }
+SIMD_INLINE v16i v16i_add16(v16i a, v16i b) { return _mm512_add_epi16(a, b); }
+SIMD_INLINE v16i v16i_pairs_u8(v16i u, v16i s) { return _mm512_maddubs_epi16(u, s); }
+SIMD_INLINE v16i v16i_pairs_16(v16i a, v16i b) { return _mm512_madd_epi16(a, b); }
+#define v16i_shr16(a, bits) _mm512_srli_epi16(a, bits)
+SIMD_INLINE __m256i simd_low(v16i x) { return _mm512_castsi512_si256(x); }
+SIMD_INLINE __m256i simd_high(v16i x) { return _mm512_extracti64x4_epi64(x, 1); }
+
 SIMD_INLINE __m256 simd_fold(v16 x) {
     __m256 high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(x), 1));
     return _mm256_add_ps(_mm512_castps512_ps256(x), high);
@@ -211,6 +221,27 @@ SIMD_INLINE void v16i_store_u16(void *p, v16i x) {
 SIMD_INLINE v16 v16_load_f16(const void *p) {
     return SIMD_PAIR(v16, _mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1)));
 }
+SIMD_INLINE void v16i_store_u8(void *p, v16i x) {
+    const __m256i low = _mm256_set1_epi32(0xff);
+    __m256i half = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    half = _mm256_permute4x64_epi64(half, 0xd8);
+    _mm_storeu_si128(p, _mm_packus_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+SIMD_INLINE v16i v16i_max(v16i x, v16i y) {
+    return SIMD_PAIR(v16i, _mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b));
+}
+SIMD_INLINE v16i v16i_add16(v16i x, v16i y) {
+    return SIMD_PAIR(v16i, _mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b));
+}
+SIMD_INLINE v16i v16i_pairs_u8(v16i u, v16i s) {
+    return SIMD_PAIR(v16i, _mm256_maddubs_epi16(u.a, s.a), _mm256_maddubs_epi16(u.b, s.b));
+}
+SIMD_INLINE v16i v16i_pairs_16(v16i x, v16i y) {
+    return SIMD_PAIR(v16i, _mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b));
+}
+#define v16i_shr16(x, bits) SIMD_PAIR(v16i, _mm256_srli_epi16((x).a, bits), _mm256_srli_epi16((x).b, bits))
+SIMD_INLINE __m256i simd_low(v16i x) { return x.a; }
+SIMD_INLINE __m256i simd_high(v16i x) { return x.b; }
 SIMD_INLINE __m256 simd_fold(v16 x) { return _mm256_add_ps(x.a, x.b); }
 SIMD_INLINE __m256 simd_fold_max(v16 x) { return _mm256_max_ps(x.a, x.b); }
 
@@ -266,6 +297,18 @@ SIMD_INLINE float v16_hmax(v16 x) {
     __m128 q = _mm_max_ps(_mm256_castps256_ps128(f), _mm256_extractf128_ps(f, 1));
     q = _mm_max_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+SIMD_INLINE int32_t v16i_hsum(v16i x) {
+    __m256i f = _mm256_add_epi32(simd_low(x), simd_high(x));
+    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(f), _mm256_extracti128_si256(f, 1));
+    q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+}
+SIMD_INLINE int32_t v16i_hmax(v16i x) {
+    __m256i f = _mm256_max_epi32(simd_low(x), simd_high(x));
+    __m128i q = _mm_max_epi32(_mm256_castsi256_si128(f), _mm256_extracti128_si256(f, 1));
+    q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
 }
 
 SIMD_INLINE v16 v16_load_bf16(const uint16_t *p) { return v16_of_bits(v16i_shl(v16i_load_u16(p), 16)); }

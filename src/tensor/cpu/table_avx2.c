@@ -10,6 +10,8 @@
 #include "tensor/cpu/kernels_grad.inc"
 #include "tensor/cpu/kernels_pack.inc"
 #include "tensor/cpu/kernels_qkv.inc"
+#include "tensor/cpu/kernels_quant.inc"
+#include "tensor/cpu/kernels_quant_pack.inc"
 #include "tensor/cpu/kernels_tile.inc"
 
 #include "tensor/cpu/kernels_attention.inc"

@@ -1,4 +1,4 @@
-/* The table for AVX-512 with BF16 instructions: as the avx512 table, but products with bf16 weights add pairs of the
+/* The table for AVX-512 with BF16 and VNNI instructions: as the avx512vnni table, but products with bf16 weights add pairs of the
  * inner dimension in one instruction, which rounds differently (and flushes subnormal numbers). */
 #include "tensor/cpu/naive.h"
 #include "tensor/cpu/simd.h"
@@ -11,6 +11,8 @@
 #include "tensor/cpu/kernels_grad.inc"
 #include "tensor/cpu/kernels_pack.inc"
 #include "tensor/cpu/kernels_qkv.inc"
+#include "tensor/cpu/kernels_quant.inc"
+#include "tensor/cpu/kernels_quant_pack.inc"
 #include "tensor/cpu/kernels_tile.inc"
 
 #include "tensor/cpu/kernels_attention.inc"
@@ -19,7 +21,7 @@
 static bool supported(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bf16");
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 
 #define KERNEL(name) simd_##name
