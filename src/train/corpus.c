@@ -79,7 +79,7 @@ static int append(struct importer *im, const char *text, size_t size, int32_t le
     size_t n;
     int status = encoder_encode(im->encoder, text, size, true, &ids, &n, err);
     if (!status) status = reserve(im, im->used + n, err);
-    if (status) return status;
+    if (status || n == 0) return status;
     memcpy(im->buffer + im->used, ids, n * sizeof *ids);
     for (size_t i = 0; i < n; i++) im->mask_buffer[im->used + i] = learned;
     im->used += n;
