@@ -184,7 +184,7 @@ static void open_two(struct data *data, struct recipe *recipe, char **a, char **
     *b = write_indexed("second", 1, second);
     *recipe = (struct recipe){.options = {.train_seed = 3}, .n_sources = 2};
     recipe->sources[0] = (struct recipe_source){.path = *a, .weight = 3, .loss_weight = 1, .from = 0, .until = 0.5};
-    recipe->sources[1] = (struct recipe_source){.path = *b, .weight = 1, .loss_weight = 1, .from = 0, .until = 1};
+    recipe->sources[1] = (struct recipe_source){.path = *b, .weight = 1, .loss_weight = 5, .from = 0, .until = 1};
     assert_int_equal(data_open(data, recipe, &options, &err), 0);
 }
 
@@ -207,7 +207,12 @@ static void test_mixture(void **state) {
         assert_int_equal(ids[0], 2);
     }
     assert_int_equal(data.cursor.sample, 4050);
-    assert_int_equal(data.cursor.drawn[0] + data.cursor.drawn[1], 4050);
+    /* Two documents of two positions fill a unit of four. */
+    assert_int_equal(data.cursor.drawn[0] + data.cursor.drawn[1], 2 * 4050);
+    assert_int_equal(unit.n, SEQUENCE);
+    assert_int_equal(unit.n_documents, 2);
+    assert_int_equal(starts[1], 2);
+    assert_true(unit.weight == 5);
     data_close(&data);
     free(a);
     free(b);
