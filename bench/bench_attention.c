@@ -4,8 +4,8 @@
  * given in bytes: the keys and values of every position seen; what an op reads and writes.
  *
  * usage: bench_attention [--threads N] [--table NAME] */
-#include "tensor/probe.h"
 #include "tensor/cpu/cpu.h"
+#include "tensor/probe.h"
 
 #include <math.h>
 #include <stdio.h>

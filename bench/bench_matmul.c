@@ -1,8 +1,8 @@
 /* Speed of products and packing against the peaks of the same run. Checks each table against the scalar one first.
  *
  * usage: bench_matmul [--threads N] [--table NAME] [--only decode|gemm|dw|pack] */
-#include "tensor/probe.h"
 #include "tensor/cpu/cpu.h"
+#include "tensor/probe.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -83,8 +83,7 @@ static void check(struct bench *bench, enum weight_type type) {
     double worst = 0;
     for (int i = 0; i < ROWS * N; i++) worst = fmax(worst, fabs((double)y[i] - want[i]));
     bool equal = type == WEIGHT_BF16 ? worst < K * 0x1p-24 * K : worst == 0;
-    printf("check %s: largest difference from scalar %.3g: %s\n", weight_names[type], worst,
-           equal ? "ok" : "WRONG");
+    printf("check %s: largest difference from scalar %.3g: %s\n", weight_names[type], worst, equal ? "ok" : "WRONG");
     if (!equal) exit(1);
     weight_end(bench, &w);
     give_back(bench, x, ROWS * K * 4);
@@ -103,8 +102,8 @@ static void bench_product(struct bench *bench, enum weight_type type, int rows, 
     double gflops = 2.0 * rows * n * k / s / 1e9, gbs = (double)weight_size(type, n, k) / s / 1e9;
     double peak = type == WEIGHT_BF16 && strstr(bench->backend->table, "bf16") ? bench->peak_bf16 : bench->peak_f32;
     if (type > WEIGHT_BF16 && bench->peak_int8 > 0) peak = bench->peak_int8;
-    printf("%-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak  %6.2f GB/s",
-           weight_names[type], rows, n, k, s * 1e6, gflops, 100 * gflops / peak, gbs);
+    printf("%-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak  %6.2f GB/s", weight_names[type], rows,
+           n, k, s * 1e6, gflops, 100 * gflops / peak, gbs);
     if (stream) printf("  %5.1f %% of bandwidth", 100 * gbs / bench->bandwidth);
     printf("\n");
     fflush(stdout);
@@ -158,12 +157,9 @@ static void bench_pack(struct bench *bench) {
         enum dtype from;
         enum weight_type to;
         const char *name;
-    } kinds[] = {{DTYPE_BF16, WEIGHT_BF16, "bf16 to bf16"},
-                 {DTYPE_F32, WEIGHT_BF16, "f32 to bf16"},
-                 {DTYPE_BF16, WEIGHT_F32, "bf16 to f32"},
-                 {DTYPE_F32, WEIGHT_F32, "f32 to f32"},
-                 {DTYPE_BF16, WEIGHT_Q8, "bf16 to q8"},
-                 {DTYPE_BF16, WEIGHT_Q4, "bf16 to q4"}};
+    } kinds[] = {{DTYPE_BF16, WEIGHT_BF16, "bf16 to bf16"}, {DTYPE_F32, WEIGHT_BF16, "f32 to bf16"},
+                 {DTYPE_BF16, WEIGHT_F32, "bf16 to f32"},   {DTYPE_F32, WEIGHT_F32, "f32 to f32"},
+                 {DTYPE_BF16, WEIGHT_Q8, "bf16 to q8"},     {DTYPE_BF16, WEIGHT_Q4, "bf16 to q4"}};
     enum { N = 49152, K = 2048 };
     float *source = reals(bench, (int64_t)N * K);
     for (int i = 0; i < 6; i++)
@@ -204,8 +200,9 @@ static void probe(struct bench *bench, int threads) {
     bench->peak_int8 = probe_peak_int8(team);
     give_back(bench, data, size);
     team_close(team);
-    printf("table %s, %d threads: peak %.1f GFLOP/s f32, %.1f bf16, %.1f int8; bandwidth %.2f GB/s\n", bench->backend->table,
-           bench->backend->threads, bench->peak_f32, bench->peak_bf16, bench->peak_int8, bench->bandwidth);
+    printf("table %s, %d threads: peak %.1f GFLOP/s f32, %.1f bf16, %.1f int8; bandwidth %.2f GB/s\n",
+           bench->backend->table, bench->backend->threads, bench->peak_f32, bench->peak_bf16, bench->peak_int8,
+           bench->bandwidth);
 }
 
 int main(int argc, char **argv) {

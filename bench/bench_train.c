@@ -8,8 +8,8 @@
  * 8, vocabulary 4096, loss on every loop. Operations counted: 6 per weight and token of every product (head included,
  * each loop), attention three times its causal forward. */
 #include "base/random.h"
-#include "tensor/probe.h"
 #include "tensor/cpu/cpu.h"
+#include "tensor/probe.h"
 #include "train/optimizer.h"
 #include "train/unit.h"
 

@@ -16,16 +16,16 @@ extern "C" {
 #endif
 
 /* code, name, text: one table makes the enum and looplm_status_name(). */
-#define LOOPLM_STATUS_MAP(X)                                                                                           \
-    X(OK, "ok", "done")                                                                                                \
-    X(USAGE, "usage", "wrong usage: an option, a recipe key or an argument")                                           \
-    X(IO, "io", "a file or device could not be read or written")                                                       \
-    X(FORMAT, "format", "a file's content is not what its format demands")                                             \
-    X(MISMATCH, "mismatch", "two things that must belong together do not")                                             \
-    X(LIMIT, "limit", "a named limit was exceeded")                                                                    \
-    X(MEMORY, "memory", "memory could not be had")                                                                     \
-    X(UNSUPPORTED, "unsupported", "a known feature that this build or this combination does not offer")                \
-    X(BUSY, "busy", "another process holds what is needed")                                                            \
+#define LOOPLM_STATUS_MAP(X)                                                                            \
+    X(OK, "ok", "done")                                                                                 \
+    X(USAGE, "usage", "wrong usage: an option, a recipe key or an argument")                            \
+    X(IO, "io", "a file or device could not be read or written")                                        \
+    X(FORMAT, "format", "a file's content is not what its format demands")                              \
+    X(MISMATCH, "mismatch", "two things that must belong together do not")                              \
+    X(LIMIT, "limit", "a named limit was exceeded")                                                     \
+    X(MEMORY, "memory", "memory could not be had")                                                      \
+    X(UNSUPPORTED, "unsupported", "a known feature that this build or this combination does not offer") \
+    X(BUSY, "busy", "another process holds what is needed")                                             \
     X(CANCELLED, "cancelled", "stopped on request")
 
 typedef enum looplm_status {
@@ -70,8 +70,10 @@ typedef struct looplm_model_info {
     int32_t top_k;
 } looplm_model_info;
 
-/* Opens a Hugging Face model directory: config.json, model.safetensors (or shards), and, when it is there, tokenizer.json. */
-int looplm_model_open(looplm_model **model, const char *directory, const looplm_model_options *options, looplm_error *error);
+/* Opens a Hugging Face model directory: config.json, model.safetensors (or shards), and, when it is there,
+ * tokenizer.json. */
+int looplm_model_open(looplm_model **model, const char *directory, const looplm_model_options *options,
+                      looplm_error *error);
 /* Every session must be closed before. */
 void looplm_model_close(looplm_model *model);
 void looplm_model_info_get(const looplm_model *model, looplm_model_info *info);
@@ -79,9 +81,12 @@ void looplm_model_info_get(const looplm_model *model, looplm_model_info *info);
 /* ---- text ------------------------------------------------------------------------------------------------------ */
 
 /* Text to ids; special-token strings are read as the reference does. *ids is fresh: free it with looplm_free. */
-int looplm_text_encode(const looplm_model *model, const char *text, size_t size, int32_t **ids, size_t *n, looplm_error *error);
-/* Ids to UTF-8 text, NUL-terminated; free it with looplm_free. Special tokens are kept as their strings when `special`. */
-int looplm_text_decode(const looplm_model *model, const int32_t *ids, size_t n, int special, char **text, looplm_error *error);
+int looplm_text_encode(const looplm_model *model, const char *text, size_t size, int32_t **ids, size_t *n,
+                       looplm_error *error);
+/* Ids to UTF-8 text, NUL-terminated; free it with looplm_free. Special tokens are kept as their strings when `special`.
+ */
+int looplm_text_decode(const looplm_model *model, const int32_t *ids, size_t n, int special, char **text,
+                       looplm_error *error);
 void looplm_free(void *memory);
 
 /* ---- sessions -------------------------------------------------------------------------------------------------- */
@@ -89,7 +94,8 @@ void looplm_free(void *memory);
 typedef struct looplm_session looplm_session;
 
 typedef struct looplm_session_options {
-    const char *exit;    /* "full", "loops=N", "q=Q", "diff=E", "conf=P", "mix", each with ",min=A,max=B"; NULL: as the config says */
+    const char *exit;    /* "full", "loops=N", "q=Q", "diff=E", "conf=P", "mix", each with ",min=A,max=B"; NULL: as the
+                            config says */
     const char *kv;      /* "last-exited" (default), "full" */
     const char *kv_type; /* "auto" (f32 for f32 weights, else bf16), "f32", "bf16" */
     int32_t context;     /* positions at most; 0: 4096, or the model's own maximum where that is less */
@@ -105,20 +111,24 @@ typedef struct looplm_session_options {
 /* One generated token. */
 typedef struct looplm_token {
     int32_t id;
-    int32_t loops;              /* loops of the row whose head predicted it, from 1 */
-    float logprob;              /* at temperature 1, before any truncation */
-    float exit_probs[64];       /* p of each loop it ran, [loops] */
+    int32_t loops;        /* loops of the row whose head predicted it, from 1 */
+    float logprob;        /* at temperature 1, before any truncation */
+    float exit_probs[64]; /* p of each loop it ran, [loops] */
 } looplm_token;
 
-int looplm_session_open(looplm_session **session, looplm_model *model, const looplm_session_options *options, looplm_error *error);
+int looplm_session_open(looplm_session **session, looplm_model *model, const looplm_session_options *options,
+                        looplm_error *error);
 void looplm_session_close(looplm_session *session);
-/* Appends ids to the sequence: a prompt, or a further turn. They run when the next token is asked for (or by looplm_session_run). */
+/* Appends ids to the sequence: a prompt, or a further turn. They run when the next token is asked for (or by
+ * looplm_session_run). */
 int looplm_session_feed(looplm_session *session, const int32_t *ids, size_t n, looplm_error *error);
-/* Generates one token and appends it. LOOPLM_LIMIT when the context is full, LOOPLM_USAGE when nothing was fed yet. The caller decides when to stop. */
+/* Generates one token and appends it. LOOPLM_LIMIT when the context is full, LOOPLM_USAGE when nothing was fed yet. The
+ * caller decides when to stop. */
 int looplm_session_next(looplm_session *session, looplm_token *token, looplm_error *error);
 /* Ids so far; the pointer is valid until the session changes. */
 const int32_t *looplm_session_ids(const looplm_session *session, size_t *n);
-/* Saves the sequence (ids, depths, KV planes, options) to a file, atomically; loading it continues with the same bits. The model must be the same one. */
+/* Saves the sequence (ids, depths, KV planes, options) to a file, atomically; loading it continues with the same bits.
+ * The model must be the same one. */
 int looplm_session_save(looplm_session *session, const char *path, looplm_error *error);
 int looplm_session_load(looplm_session **session, looplm_model *model, const char *path, looplm_error *error);
 

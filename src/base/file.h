@@ -24,7 +24,8 @@ void file_map_release(const struct file_map *map, size_t offset, size_t size);
 int file_read(const char *path, size_t size_max, char **data, size_t *size, looplm_error *err);
 
 /* An atomic write: open writes PATH.tmp-PID, commit flushes, syncs and renames it over PATH, abort removes it. PATH is
- * new or a regular file: a device or a directory is refused at open. Any failed write is remembered and reported by commit with the path and the cause (for instance a full disk). */
+ * new or a regular file: a device or a directory is refused at open. Any failed write is remembered and reported by
+ * commit with the path and the cause (for instance a full disk). */
 struct file_writer {
     FILE *stream;
     char *path, *temporary; /* owned */

@@ -1,5 +1,5 @@
-/* looplm bench: how fast a model runs here, and what share of this machine's limits that is. Limits are probed between the slices of every measurement, since the
- * memory of shared machines drifts; medians and quartiles are shown. */
+/* looplm bench: how fast a model runs here, and what share of this machine's limits that is. Limits are probed between
+ * the slices of every measurement, since the memory of shared machines drifts; medians and quartiles are shown. */
 #include "base/progress.h"
 #include "base/team.h"
 #include "cli/command.h"
@@ -16,18 +16,19 @@
 #define BENCH_LIST_MAX 16
 #define PROBE_BYTES ((size_t)512 << 20)
 
-#define BENCH_OPTIONS(X)                                                                                               \
-    X(MAYBE, model, "MODEL", "a model directory")                                                                      \
-    X(FLAG, info, "info", 0, "only say which kernels this processor runs, and the probed limits")                      \
-    X(TEXT, prefill, "prefill", 0, "128,512", "N,N,..", "prompt lengths to time; 0 for none")                          \
-    X(TEXT, rows, "rows", 0, "1,2,4,8,16", "B,B,..", "sequences that decode together; 0 for none")                     \
-    X(TEXT, context, "context", 0, "64", "N,N,..", "positions that each decoding sequence has behind it")              \
-    X(INT, loops, "loops", 0, 0, 0, 64, "N", "run N loops; 0 means the model's own number")                            \
-    X(INT, slices, "slices", 0, 20, 3, BENCH_SLICES_MAX, "N", "passes of each decode measurement, each beside a probe") \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")                     \
-    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")              \
-    X(TEXT, kernels, "kernels", 0, NULL, "NAME", "kernel table (default: the best that this processor supports)")      \
-    X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                               \
+#define BENCH_OPTIONS(X)                                                                                          \
+    X(MAYBE, model, "MODEL", "a model directory")                                                                 \
+    X(FLAG, info, "info", 0, "only say which kernels this processor runs, and the probed limits")                 \
+    X(TEXT, prefill, "prefill", 0, "128,512", "N,N,..", "prompt lengths to time; 0 for none")                     \
+    X(TEXT, rows, "rows", 0, "1,2,4,8,16", "B,B,..", "sequences that decode together; 0 for none")                \
+    X(TEXT, context, "context", 0, "64", "N,N,..", "positions that each decoding sequence has behind it")         \
+    X(INT, loops, "loops", 0, 0, 0, 64, "N", "run N loops; 0 means the model's own number")                       \
+    X(INT, slices, "slices", 0, 20, 3, BENCH_SLICES_MAX, "N",                                                     \
+      "passes of each decode measurement, each beside a probe")                                                   \
+    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")          \
+    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")         \
+    X(TEXT, kernels, "kernels", 0, NULL, "NAME", "kernel table (default: the best that this processor supports)") \
+    X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                          \
     X(FLAG, json, "json", 0, "print one JSON object")
 OPTIONS_DEFINE(bench_options, BENCH_OPTIONS)
 
@@ -66,14 +67,16 @@ static int parse_list(const char *option, const char *text, int32_t most, int32_
         char *end;
         long value = strtol(p, &end, 10);
         if (end == p || (*end && *end != ',') || value < 0 || value > most || *n == BENCH_LIST_MAX)
-            return error_set(err, LOOPLM_USAGE, "--%s %s: expected at most %d numbers of 0 to %d, like 1,2,4", option, text, BENCH_LIST_MAX, most);
+            return error_set(err, LOOPLM_USAGE, "--%s %s: expected at most %d numbers of 0 to %d, like 1,2,4", option,
+                             text, BENCH_LIST_MAX, most);
         if (value > 0) list[(*n)++] = (int32_t)value;
         p = *end ? end + 1 : end;
     }
     return 0;
 }
 
-/* ---- what a pass reads and computes ------------------------------------------------------------------------------------- */
+/* ---- what a pass reads and computes
+ * ------------------------------------------------------------------------------------- */
 
 static double stack_bytes(const struct model *m) {
     double bytes = 0;
@@ -100,15 +103,25 @@ static double kv_bytes(const struct bench *b, double positions) {
     return (double)kv_block_size(&g) / KV_BLOCK * positions;
 }
 
-/* ---- measuring -------------------------------------------------------------------------------------------------------------- */
+/* ---- measuring
+ * -------------------------------------------------------------------------------------------------------------- */
 
-static int open_engine(const struct bench *b, int32_t rows, int32_t sequences, int32_t positions, struct engine **engine, looplm_error *err) {
-    struct engine_options options = {.rows_max = rows, .sequences_max = sequences, .kv_positions = (int64_t)sequences * positions, .planes = b->loops, .kv_type = b->kv_type};
+static int open_engine(const struct bench *b, int32_t rows, int32_t sequences, int32_t positions,
+                       struct engine **engine, looplm_error *err) {
+    struct engine_options options = {.rows_max = rows,
+                                     .sequences_max = sequences,
+                                     .kv_positions = (int64_t)sequences * positions,
+                                     .planes = b->loops,
+                                     .kv_type = b->kv_type};
     return engine_open(engine, b->model->model, &options, err);
 }
 
-static int open_sequence(const struct bench *b, struct engine *engine, int32_t capacity, struct sequence **s, looplm_error *err) {
-    struct sequence_options options = {.rule = {.kind = EXIT_LOOPS, .loops = b->loops}, .policy = KV_POLICY_LAST_EXITED, .capacity = capacity, .sampler = {0, 1, 0, 0, 1, 0}};
+static int open_sequence(const struct bench *b, struct engine *engine, int32_t capacity, struct sequence **s,
+                         looplm_error *err) {
+    struct sequence_options options = {.rule = {.kind = EXIT_LOOPS, .loops = b->loops},
+                                       .policy = KV_POLICY_LAST_EXITED,
+                                       .capacity = capacity,
+                                       .sampler = {0, 1, 0, 0, 1, 0}};
     return sequence_open(s, engine, &options, err);
 }
 
@@ -120,7 +133,9 @@ static int timed_step(struct engine *engine, double *seconds, looplm_error *err)
     return status;
 }
 
-static double probe(const struct bench *b) { return probe_bandwidth(b->team, b->probe_memory, PROBE_BYTES); }
+static double probe(const struct bench *b) {
+    return probe_bandwidth(b->team, b->probe_memory, PROBE_BYTES);
+}
 
 /* A prompt of n ids through every loop, without a head read; 3 times, the median. */
 static int bench_prefill(struct bench *b, int32_t n, looplm_error *err) {
@@ -146,10 +161,15 @@ static int bench_prefill(struct bench *b, int32_t n, looplm_error *err) {
     enum weight_type type = b->model->model->weight_type;
     peak = type == WEIGHT_F32 ? 0 : type == WEIGHT_BF16 ? probe_peak_bf16(b->team) : probe_peak_int8(b->team);
     if (peak == 0) peak = probe_peak_f32(b->team);
-    double median = spread_of(seconds, 3).median, gops = 2 * stack_parameters(b->model->model) * n * b->loops / median / 1e9;
-    json_array_append_new(b->results, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f}", "kind", "prefill", "tokens", n, "loops", b->loops, "seconds", median, "tokens_per_s", n / median,
+    double median = spread_of(seconds, 3).median,
+           gops = 2 * stack_parameters(b->model->model) * n * b->loops / median / 1e9;
+    json_array_append_new(b->results, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f}", "kind", "prefill", "tokens", n,
+                                                "loops", b->loops, "seconds", median, "tokens_per_s", n / median,
                                                 "gop_per_s", gops, "share_of_peak", peak > 0 ? gops / peak : 0));
-    if (!b->options->json) printf("prefill %5d tokens x %d loops  %8.3f s  %8.1f tokens/s  %7.1f GOP/s in products  %5.1f %% of the peak\n", n, b->loops, median, n / median, gops, peak > 0 ? 100 * gops / peak : 0);
+    if (!b->options->json)
+        printf(
+            "prefill %5d tokens x %d loops  %8.3f s  %8.1f tokens/s  %7.1f GOP/s in products  %5.1f %% of the peak\n",
+            n, b->loops, median, n / median, gops, peak > 0 ? 100 * gops / peak : 0);
     return 0;
 }
 
@@ -159,7 +179,8 @@ struct decode_times {
 };
 
 /* One token of every sequence: R passes, the head with the last. The first pass of a token is beside the probe. */
-static int decode_slices(struct bench *b, struct engine *engine, double bytes, struct decode_times *t, looplm_error *err) {
+static int decode_slices(struct bench *b, struct engine *engine, double bytes, struct decode_times *t,
+                         looplm_error *err) {
     double step = 0;
     int status = 0;
     for (int32_t r = 0; r < b->loops && !status; r++) status = timed_step(engine, &step, err); /* warm */
@@ -180,7 +201,8 @@ static int decode_slices(struct bench *b, struct engine *engine, double bytes, s
     return status;
 }
 
-/* `rows` sequences that decode together, each with `context` positions behind it (their keys and values are zeros: the time does not depend on them). */
+/* `rows` sequences that decode together, each with `context` positions behind it (their keys and values are zeros: the
+ * time does not depend on them). */
 static int bench_decode(struct bench *b, int32_t rows, int32_t context, looplm_error *err) {
     struct engine *engine = NULL;
     struct sequence *s[BENCH_ROWS_MAX] = {0};
@@ -203,24 +225,32 @@ static int bench_decode(struct bench *b, int32_t rows, int32_t context, looplm_e
     free(ids);
     free(depths);
     if (status) return status;
-    struct spread pass = spread_of(t.pass, t.n), share = spread_of(t.share, t.n), token = spread_of(t.token, t.n), head = spread_of(t.head, t.n);
-    json_array_append_new(b->results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "kind", "decode", "rows", rows, "context", context, "loops", b->loops, "pass_s", pass.median,
-                                                "head_s", head.median, "gb_per_s", bytes / pass.median / 1e9, "share_of_probe", share.median, "share_low", share.low, "share_high", share.high,
-                                                "tokens_per_s", rows / token.median));
+    struct spread pass = spread_of(t.pass, t.n), share = spread_of(t.share, t.n), token = spread_of(t.token, t.n),
+                  head = spread_of(t.head, t.n);
+    json_array_append_new(
+        b->results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "kind", "decode", "rows", rows,
+                              "context", context, "loops", b->loops, "pass_s", pass.median, "head_s", head.median,
+                              "gb_per_s", bytes / pass.median / 1e9, "share_of_probe", share.median, "share_low",
+                              share.low, "share_high", share.high, "tokens_per_s", rows / token.median));
     if (!b->options->json)
-        printf("decode %2d rows, context %5d  pass %8.2f ms (%.2f..%.2f)  head %7.2f ms  %6.1f GB/s, %5.1f %% of the probe (%.1f..%.1f)  %7.2f tokens/s at %d loops\n", rows, context,
-               1e3 * pass.median, 1e3 * pass.low, 1e3 * pass.high, 1e3 * head.median, bytes / pass.median / 1e9, 100 * share.median, 100 * share.low, 100 * share.high, rows / token.median, b->loops);
+        printf("decode %2d rows, context %5d  pass %8.2f ms (%.2f..%.2f)  head %7.2f ms  %6.1f GB/s, %5.1f %% of the "
+               "probe (%.1f..%.1f)  %7.2f tokens/s at %d loops\n",
+               rows, context, 1e3 * pass.median, 1e3 * pass.low, 1e3 * pass.high, 1e3 * head.median,
+               bytes / pass.median / 1e9, 100 * share.median, 100 * share.low, 100 * share.high, rows / token.median,
+               b->loops);
     return 0;
 }
 
-/* ---- the command ----------------------------------------------------------------------------------------------------------- */
+/* ---- the command
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static json_t *machine_info(const struct bench *b, const char *kernels) {
     json_t *tables = json_array();
     for (const struct cpu_table *const *t = cpu_tables(); *t; t++)
         if ((*t)->supported()) json_array_append_new(tables, json_string((*t)->name));
-    return json_pack("{s:s?, s:o, s:i, s:f, s:f, s:f}", "kernels", kernels, "tables", tables, "threads", team_size(b->team), "probe_gb_per_s", probe(b), "peak_f32_gop_per_s",
-                     probe_peak_f32(b->team), "peak_bf16_gop_per_s", probe_peak_bf16(b->team));
+    return json_pack("{s:s?, s:o, s:i, s:f, s:f, s:f}", "kernels", kernels, "tables", tables, "threads",
+                     team_size(b->team), "probe_gb_per_s", probe(b), "peak_f32_gop_per_s", probe_peak_f32(b->team),
+                     "peak_bf16_gop_per_s", probe_peak_bf16(b->team));
 }
 
 static void print_info(const json_t *info) {
@@ -228,8 +258,11 @@ static void print_info(const json_t *info) {
     size_t i;
     json_t *table;
     json_array_foreach(json_object_get(info, "tables"), i, table) printf(" %s", json_string_value(table));
-    printf("; %d threads; reads %.1f GB/s; peaks %.0f GFLOP/s f32, %.0f bf16\n", (int)json_integer_value(json_object_get(info, "threads")), json_real_value(json_object_get(info, "probe_gb_per_s")),
-           json_real_value(json_object_get(info, "peak_f32_gop_per_s")), json_real_value(json_object_get(info, "peak_bf16_gop_per_s")));
+    printf("; %d threads; reads %.1f GB/s; peaks %.0f GFLOP/s f32, %.0f bf16\n",
+           (int)json_integer_value(json_object_get(info, "threads")),
+           json_real_value(json_object_get(info, "probe_gb_per_s")),
+           json_real_value(json_object_get(info, "peak_f32_gop_per_s")),
+           json_real_value(json_object_get(info, "peak_bf16_gop_per_s")));
 }
 
 static int measure(struct bench *b, looplm_error *err) {
@@ -252,9 +285,11 @@ static int bench(struct bench *b, looplm_error *err) {
     int status = parse_list("prefill", o->prefill, 1 << 20, b->prefill, &b->n_prefill, err);
     if (!status) status = parse_list("rows", o->rows, BENCH_ROWS_MAX, b->rows, &b->n_rows, err);
     if (!status) status = parse_list("context", o->context, 1 << 20, b->context, &b->n_context, err);
-    if (!status && !o->info && !o->model) status = error_set(err, LOOPLM_USAGE, "no model; give a model directory, or --info");
+    if (!status && !o->info && !o->model)
+        status = error_set(err, LOOPLM_USAGE, "no model; give a model directory, or --info");
     if (!status) status = team_open(&b->team, (int)o->threads, err);
-    if (!status && !(b->probe_memory = aligned_alloc(4096, PROBE_BYTES))) status = error_set(err, LOOPLM_MEMORY, "no memory for the bandwidth probe");
+    if (!status && !(b->probe_memory = aligned_alloc(4096, PROBE_BYTES)))
+        status = error_set(err, LOOPLM_MEMORY, "no memory for the bandwidth probe");
     if (!status) status = cpu_open(&backend, (int)o->threads, o->kernels, err);
     if (status) return status;
     memset(b->probe_memory, 1, PROBE_BYTES);
@@ -287,4 +322,5 @@ static int run_bench(int argc, char **argv) {
     return status ? command_fail(&err) : COMMAND_DONE;
 }
 
-const struct command command_bench = {"bench", "MODEL [options]", "measure speed, beside probes of what this machine can do", run_bench};
+const struct command command_bench = {"bench", "MODEL [options]",
+                                      "measure speed, beside probes of what this machine can do", run_bench};

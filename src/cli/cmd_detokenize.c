@@ -81,7 +81,8 @@ static int detokenize_all(const struct detokenize_options *o, looplm_error *err)
         if (status) error_prefix(err, "standard input, array %zu", number);
     }
     if (status == 0 && ferror(stdin))
-        status = error_set(err, LOOPLM_IO, "standard input: cannot read: %s; give it a file or a pipe", strerror(errno));
+        status =
+            error_set(err, LOOPLM_IO, "standard input: cannot read: %s; give it a file or a pipe", strerror(errno));
     tokenizer_close(tokenizer);
     return status;
 }

@@ -16,7 +16,7 @@
       "the file to write: logits [R,n,V], hidden [R,n,D] and, where the model has an exit gate, gate [R,n] and exit " \
       "[R,n]; all f32")                                                                                               \
     X(INT, loops, "loops", 0, 0, 0, 64, "N", "run N loops; 0 means the model's own number")                           \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")                    \
+    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")              \
     X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")             \
     X(TEXT, kernels, "kernels", 0, NULL, "NAME", "kernel table (default: the best that this processor supports)")     \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")

@@ -47,7 +47,7 @@
     X(INT, show, "show", 0, 0, 0, 1 << 20, "N", "score: show N problems of each length with the depth of each")        \
     X(FLAG, json, "json", 0, "score: print one JSON object")                                                           \
     X(TEXT, plot, "plot", 0, NULL, "FILE", "score: draw a .png or .svg: accuracy for each number of loops, and depth") \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")                     \
+    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")               \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")
 OPTIONS_DEFINE(lab_options, LAB_OPTIONS)
 

@@ -13,7 +13,7 @@
     X(CHOICE, kv, "kv", 0, "last-exited", "last-exited|full",                                                          \
       "what fills the deeper KV planes of a token that left early")                                                    \
     X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")              \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")                     \
+    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")               \
     X(CHOICE, device, "device", 0, "auto", "auto|cpu", "where to compute")                                             \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                               \
     X(INT, context, "context", 0, 0, 0, 1 << 24, "N",                                                                  \

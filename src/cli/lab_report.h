@@ -12,7 +12,8 @@ void lab_report_print(const struct lab_score *score);
 void lab_report_show(const struct lab_score *score, const looplm_model *model, int32_t count);
 /* One object; a new reference, NULL without memory. model and seed say what was scored. */
 json_t *lab_report_json(const struct lab_score *score, const char *model, const struct lab_score_options *options);
-/* Accuracy of each number of loops, and mean depth of the best rule and those asked for, against the level; path was checked (gnuplot_check_name). */
+/* Accuracy of each number of loops, and mean depth of the best rule and those asked for, against the level; path was
+ * checked (gnuplot_check_name). */
 int lab_report_plot(const struct lab_score *score, const char *path, looplm_error *err);
 
 #endif

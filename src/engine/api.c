@@ -90,7 +90,8 @@ static void fill_info(looplm_model *m) {
     for (int32_t i = 0; i < c->n_eos; i++) info->stop_ids[i] = c->eos_ids[i];
 }
 
-int looplm_model_open(looplm_model **out, const char *directory, const looplm_model_options *options, looplm_error *err) {
+int looplm_model_open(looplm_model **out, const char *directory, const looplm_model_options *options,
+                      looplm_error *err) {
     static const looplm_model_options none = {0};
     if (!options) options = &none;
     *out = NULL;
@@ -124,24 +125,34 @@ void looplm_model_close(looplm_model *m) {
     free(m);
 }
 
-void looplm_model_info_get(const looplm_model *m, looplm_model_info *info) { *info = m->info; }
+void looplm_model_info_get(const looplm_model *m, looplm_model_info *info) {
+    *info = m->info;
+}
 
 int model_need_tokenizer(const looplm_model *m, looplm_error *err) {
     if (m->tokenizer) return 0;
-    return error_set(err, LOOPLM_USAGE, "the model directory has no tokenizer.json, so text cannot be read; add it, or work with ids (looplm forward --ids)");
+    return error_set(err, LOOPLM_USAGE,
+                     "the model directory has no tokenizer.json, so text cannot be read; add it, or work with ids "
+                     "(looplm forward --ids)");
 }
 
-int looplm_text_encode(const looplm_model *m, const char *text, size_t size, int32_t **ids, size_t *n, looplm_error *err) {
+int looplm_text_encode(const looplm_model *m, const char *text, size_t size, int32_t **ids, size_t *n,
+                       looplm_error *err) {
     int status = model_need_tokenizer(m, err);
     return status ? status : tokenizer_encode(m->tokenizer, text, size, true, ids, n, err);
 }
 
-int looplm_text_decode(const looplm_model *m, const int32_t *ids, size_t n, int special, char **text, looplm_error *err) {
+int looplm_text_decode(const looplm_model *m, const int32_t *ids, size_t n, int special, char **text,
+                       looplm_error *err) {
     size_t size;
     int status = model_need_tokenizer(m, err);
     return status ? status : tokenizer_decode(m->tokenizer, ids, n, !special, text, &size, err);
 }
 
-void looplm_free(void *memory) { free(memory); }
+void looplm_free(void *memory) {
+    free(memory);
+}
 
-const char *looplm_status_name(looplm_status status) { return error_name(status); }
+const char *looplm_status_name(looplm_status status) {
+    return error_name(status);
+}

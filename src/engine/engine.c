@@ -1,4 +1,5 @@
-/* The engine's pass (engine.h): collect rows, run the stack once, let rows leave, read the head where a prediction is wanted. */
+/* The engine's pass (engine.h): collect rows, run the stack once, let rows leave, read the head where a prediction is
+ * wanted. */
 #include "engine/engine_internal.h"
 
 #include "base/mathfn.h"
@@ -20,7 +21,8 @@ static int engine_allocate(struct engine *e, looplm_error *err) {
     e->head_h = backend->alloc(backend, head * (size_t)c->hidden * sizeof(real));
     e->logits = backend->alloc(backend, head * (size_t)c->vocab * sizeof(real));
     e->lse = backend->alloc(backend, 2 * head * sizeof(real));
-    if (!e->sequences || !e->runs || !e->rows || !e->indices || !e->lends || !e->heads || !e->distance || !e->head_h || !e->logits || !e->lse)
+    if (!e->sequences || !e->runs || !e->rows || !e->indices || !e->lends || !e->heads || !e->distance || !e->head_h ||
+        !e->logits || !e->lse)
         return error_set(err, LOOPLM_MEMORY, "the engine's buffers for %d rows could not be had", e->options.rows_max);
     e->max = e->lse + head;
     return 0;
@@ -69,13 +71,21 @@ void engine_close(struct engine *e) {
     free(e);
 }
 
-struct model *engine_model(const struct engine *e) { return e->model; }
-const struct engine_counters *engine_counters(const struct engine *e) { return &e->counters; }
+struct model *engine_model(const struct engine *e) {
+    return e->model;
+}
+const struct engine_counters *engine_counters(const struct engine *e) {
+    return &e->counters;
+}
 
-static struct slot *row_slot(const struct engine *e, int32_t row) { return &e->rows[row].sequence->slots[e->rows[row].slot]; }
+static struct slot *row_slot(const struct engine *e, int32_t row) {
+    return &e->rows[row].sequence->slots[e->rows[row].slot];
+}
 
 /* The rule must look at this slot after this pass: its own exit, or a prediction, depends on it. */
-static bool undecided(const struct slot *slot) { return !slot->predicted && (slot->predicts || slot->target == SLOT_BY_RULE); }
+static bool undecided(const struct slot *slot) {
+    return !slot->predicted && (slot->predicts || slot->target == SLOT_BY_RULE);
+}
 
 /* Rounds of collecting start one sequence further each pass, so that a full pass starves nobody. */
 static int collect_rows(struct engine *e, looplm_error *err) {
@@ -87,7 +97,9 @@ static int collect_rows(struct engine *e, looplm_error *err) {
     }
     if (e->n_sequences) e->next = (e->next + 1) % e->n_sequences;
     if (e->n_rows == 0 && starved)
-        return error_set(err, LOOPLM_LIMIT, "KV cache: %lld blocks are all in use; raise --context or run fewer sequences", (long long)e->pool.n_blocks);
+        return error_set(err, LOOPLM_LIMIT,
+                         "KV cache: %lld blocks are all in use; raise --context or run fewer sequences",
+                         (long long)e->pool.n_blocks);
     return 0;
 }
 
@@ -99,9 +111,15 @@ static void record_inputs(struct engine *e) {
         const struct sequence *s = e->rows[run->row].sequence;
         real *x = e->workspace.buffers.layers->x + (size_t)run->row * (size_t)c->hidden;
         if (run->loop == 0)
-            pass_add(&e->pass, (struct op){.kind = OP_EMBED, .embed = {&e->model->embed, s->ids + run->first, x, run->count}});
+            pass_add(&e->pass,
+                     (struct op){.kind = OP_EMBED, .embed = {&e->model->embed, s->ids + run->first, x, run->count}});
         else
-            pass_add(&e->pass, (struct op){.kind = OP_GATHER, .rows = {.src = s->h, .dst = x, .index = e->indices + run->row, .rows = run->count, .dim = c->hidden}});
+            pass_add(
+                &e->pass,
+                (struct op){
+                    .kind = OP_GATHER,
+                    .rows = {
+                        .src = s->h, .dst = x, .index = e->indices + run->row, .rows = run->count, .dim = c->hidden}});
     }
 }
 
@@ -113,13 +131,17 @@ static void record_outputs(struct engine *e) {
         const real *h = e->workspace.buffers.h + (size_t)row * (size_t)c->hidden;
         if (s->options.rule.kind == EXIT_DIFF && slot->done > 0 && undecided(slot))
             pass_add(&e->pass, (struct op){.kind = OP_DISTANCE,
-                                           .distance = {h, s->h + (size_t)slot->row * (size_t)c->hidden, e->distance + row, 1, c->hidden}});
+                                           .distance = {h, s->h + (size_t)slot->row * (size_t)c->hidden,
+                                                        e->distance + row, 1, c->hidden}});
     }
     for (int32_t i = 0; i < e->n_runs; i++) {
         const struct run *run = &e->runs[i];
         pass_add(&e->pass, (struct op){.kind = OP_SCATTER,
-                                       .rows = {.src = e->workspace.buffers.h + (size_t)run->row * (size_t)c->hidden, .dst = e->rows[run->row].sequence->h,
-                                                .index = e->indices + run->row, .rows = run->count, .dim = c->hidden}});
+                                       .rows = {.src = e->workspace.buffers.h + (size_t)run->row * (size_t)c->hidden,
+                                                .dst = e->rows[run->row].sequence->h,
+                                                .index = e->indices + run->row,
+                                                .rows = run->count,
+                                                .dim = c->hidden}});
     }
 }
 
@@ -139,10 +161,17 @@ static void run_stack(struct engine *e) {
 static void read_head(struct engine *e, const int32_t *rows, int32_t n) {
     const struct model_config *c = &e->model->config;
     pass_clear(&e->pass);
-    pass_add(&e->pass, (struct op){.kind = OP_GATHER, .rows = {.src = e->workspace.buffers.h, .dst = e->head_h, .index = rows, .rows = n, .dim = c->hidden}});
+    pass_add(
+        &e->pass,
+        (struct op){
+            .kind = OP_GATHER,
+            .rows = {.src = e->workspace.buffers.h, .dst = e->head_h, .index = rows, .rows = n, .dim = c->hidden}});
     loop_record_head(&e->pass, e->model, e->head_h, n, e->logits);
-    pass_add(&e->pass, (struct op){.kind = OP_CROSS_ENTROPY,
-                                   .cross_entropy = {.logits = e->logits, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = n, .vocab = c->vocab}});
+    pass_add(&e->pass,
+             (struct op){
+                 .kind = OP_CROSS_ENTROPY,
+                 .cross_entropy = {
+                     .logits = e->logits, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = n, .vocab = c->vocab}});
     e->model->backend->execute(e->model->backend, &e->pass);
     e->counters.head_rows += n;
 }
@@ -152,8 +181,11 @@ static void mix_add(struct engine *e, struct sequence *s, const struct slot *slo
     const struct model_config *c = &e->model->config;
     real p = (real)slot->probs[slot->done - 1];
     pass_clear(&e->pass);
-    if (slot->done == 1) pass_add(&e->pass, (struct op){.kind = OP_ZERO, .zero = {s->mix, (size_t)c->vocab * sizeof(real)}});
-    pass_add(&e->pass, (struct op){.kind = OP_ROW_AXPY, .row_axpy = {e->logits + (size_t)head_row * (size_t)c->vocab, &p, s->mix, 1, c->vocab}});
+    if (slot->done == 1)
+        pass_add(&e->pass, (struct op){.kind = OP_ZERO, .zero = {s->mix, (size_t)c->vocab * sizeof(real)}});
+    pass_add(&e->pass,
+             (struct op){.kind = OP_ROW_AXPY,
+                         .row_axpy = {e->logits + (size_t)head_row * (size_t)c->vocab, &p, s->mix, 1, c->vocab}});
     e->model->backend->execute(e->model->backend, &e->pass);
 }
 
@@ -163,7 +195,8 @@ static void leave(struct engine *e, struct sequence *s, struct slot *slot) {
     slot->waiting = true;
 }
 
-/* After the pass: the rule decides, and rows that are through leave. True when the row is to predict, which happens once. */
+/* After the pass: the rule decides, and rows that are through leave. True when the row is to predict, which happens
+ * once. */
 static bool settle_row(struct engine *e, int32_t row, const struct exit_evidence *evidence) {
     struct sequence *s = e->rows[row].sequence;
     struct slot *slot = row_slot(e, row);
@@ -181,14 +214,21 @@ static bool settle_row(struct engine *e, int32_t row, const struct exit_evidence
     return predicts;
 }
 
-static bool rule_reads_head(const struct sequence *s) { return s->options.rule.kind == EXIT_CONF || s->options.rule.kind == EXIT_MIX; }
+static bool rule_reads_head(const struct sequence *s) {
+    return s->options.rule.kind == EXIT_CONF || s->options.rule.kind == EXIT_MIX;
+}
 
 static void predict(struct engine *e, int32_t row, int32_t head_row) {
     const struct model_config *c = &e->model->config;
     struct sequence *s = e->rows[row].sequence;
     const struct slot *slot = row_slot(e, row);
     real *logits = e->logits + (size_t)head_row * (size_t)c->vocab;
-    struct prediction p = {.position = slot->position, .loops = slot->predicted, .exit_probs = slot->probs, .logits = logits, .lse = e->lse[head_row], .id = -1};
+    struct prediction p = {.position = slot->position,
+                           .loops = slot->predicted,
+                           .exit_probs = slot->probs,
+                           .logits = logits,
+                           .lse = e->lse[head_row],
+                           .id = -1};
     if (s->generating && slot->position + 1 == s->n_ids && s->n_ids < s->options.capacity) {
         p.id = sampler_pick(s->sampler, &s->options.sampler, logits, s->n_ids, s->ids, s->n_ids);
         p.logprob = logits[p.id] - p.lse;
@@ -199,7 +239,8 @@ static void predict(struct engine *e, int32_t row, int32_t head_row) {
     if (s->options.on_prediction) s->options.on_prediction(s->options.context, s, &p);
 }
 
-/* The head of a group of rows whose rule looks at it. Under conf the same read predicts; mix has to wait for the sum over its loops. */
+/* The head of a group of rows whose rule looks at it. Under conf the same read predicts; mix has to wait for the sum
+ * over its loops. */
 static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
     read_head(e, rows, n);
     for (int32_t i = 0; i < n; i++) {
@@ -207,12 +248,15 @@ static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
         struct exit_evidence evidence = {.confidence = math_exp((float)(e->max[i] - e->lse[i]))};
         if (s->mix) mix_add(e, s, row_slot(e, rows[i]), i);
         if (!settle_row(e, rows[i], &evidence)) continue;
-        if (s->mix) e->heads[e->n_heads++] = rows[i];
-        else predict(e, rows[i], i);
+        if (s->mix)
+            e->heads[e->n_heads++] = rows[i];
+        else
+            predict(e, rows[i], i);
     }
 }
 
-/* Rows whose rule looks at the head go through it in groups; the others are settled by the gate or the distance alone. */
+/* Rows whose rule looks at the head go through it in groups; the others are settled by the gate or the distance alone.
+ */
 static void settle_rows(struct engine *e) {
     int32_t group[ENGINE_HEAD_ROWS], n = 0;
     e->n_heads = e->n_lends = 0;
@@ -244,7 +288,11 @@ static void predict_mixed(struct engine *e, int32_t row) {
     const struct model_config *c = &e->model->config;
     struct sequence *s = e->rows[row].sequence;
     pass_clear(&e->pass);
-    pass_add(&e->pass, (struct op){.kind = OP_CROSS_ENTROPY, .cross_entropy = {.logits = s->mix, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = 1, .vocab = c->vocab}});
+    pass_add(
+        &e->pass,
+        (struct op){.kind = OP_CROSS_ENTROPY,
+                    .cross_entropy = {
+                        .logits = s->mix, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = 1, .vocab = c->vocab}});
     e->model->backend->execute(e->model->backend, &e->pass);
     real *logits = e->logits;
     e->logits = s->mix;

@@ -1,10 +1,12 @@
 /* The engine: which rows run next. It owns the sequences' rows in flight and turns them into passes (model/loop.h).
  *
- * A sequence is a list of ids. Ids that the caller feeds (a prompt, a replay) run in chunks; the ids that the engine generates run one row at a time, and each leaves when
- * its exit rule says so. Every engine_step is one pass of the stack over whatever rows the sequences have ready, at any mix of loops, followed by a read of the
- * head for the rows whose prediction is wanted. Sequences never influence each other's bits.
+ * A sequence is a list of ids. Ids that the caller feeds (a prompt, a replay) run in chunks; the ids that the engine
+ * generates run one row at a time, and each leaves when its exit rule says so. Every engine_step is one pass of the
+ * stack over whatever rows the sequences have ready, at any mix of loops, followed by a read of the head for the rows
+ * whose prediction is wanted. Sequences never influence each other's bits.
  *
- *     fed id -> slot (loop 0) -> pass -> slot (loop 1) -> ... -> leaves: its planes are lent (last-exited), or it waits to be dragged along (full)
+ *     fed id -> slot (loop 0) -> pass -> slot (loop 1) -> ... -> leaves: its planes are lent (last-exited), or it waits
+ * to be dragged along (full)
  *
  * Not thread-safe: one thread owns an engine and its sequences.
  */
@@ -16,19 +18,20 @@
 #include "model/loop.h"
 #include "model/sampler.h"
 
-#define ENGINE_BACKLOG_MAX 16 /* rows of one sequence that may wait to be dragged along under the full policy; never more than a pass has */
-#define ENGINE_HEAD_ROWS 32   /* rows of logits read at a time */
+#define ENGINE_BACKLOG_MAX \
+    16 /* rows of one sequence that may wait to be dragged along under the full policy; never more than a pass has */
+#define ENGINE_HEAD_ROWS 32 /* rows of logits read at a time */
 
 struct engine;
 struct sequence;
 
 struct engine_options {
-    int32_t rows_max;      /* rows of a pass; also the longest prompt chunk */
+    int32_t rows_max; /* rows of a pass; also the longest prompt chunk */
     int32_t sequences_max;
-    int64_t kv_positions;  /* positions that the pool holds at `planes` loops */
-    int32_t planes;        /* loops that the pool is sized for */
+    int64_t kv_positions; /* positions that the pool holds at `planes` loops */
+    int32_t planes;       /* loops that the pool is sized for */
     enum kv_type kv_type;
-    bool poison;           /* tests: freed KV blocks are filled with NaN */
+    bool poison; /* tests: freed KV blocks are filled with NaN */
 };
 int engine_open(struct engine **engine, struct model *model, const struct engine_options *options, looplm_error *err);
 void engine_close(struct engine *engine); /* every sequence must be closed */
@@ -36,51 +39,58 @@ struct model *engine_model(const struct engine *engine);
 
 /* One row whose prediction was wanted. */
 struct prediction {
-    int32_t position;      /* of the row; the prediction is for position + 1 */
-    int32_t loops;         /* loops of the row that predicted, from 1 */
+    int32_t position;        /* of the row; the prediction is for position + 1 */
+    int32_t loops;           /* loops of the row that predicted, from 1 */
     const float *exit_probs; /* p of each loop it ran [loops] */
-    const real *logits;    /* [V], valid during the call */
-    real lse;              /* log sum exp of logits: logit - lse is a log-probability at temperature 1 */
-    int32_t id;            /* the sampled id, or -1 when the sequence does not generate */
-    real logprob;          /* of id */
+    const real *logits;      /* [V], valid during the call */
+    real lse;                /* log sum exp of logits: logit - lse is a log-probability at temperature 1 */
+    int32_t id;              /* the sampled id, or -1 when the sequence does not generate */
+    real logprob;            /* of id */
 };
 typedef void prediction_fn(void *context, struct sequence *sequence, const struct prediction *prediction);
 
 struct sequence_options {
-    struct exit_rule rule;  /* resolved by sequence_open against the model */
+    struct exit_rule rule; /* resolved by sequence_open against the model */
     enum kv_policy policy;
     struct sampler_options sampler;
-    int32_t capacity;       /* positions at most: prompt and generated */
-    bool adaptive_prompt;   /* prompt positions may leave early too (last-exited) */
-    bool score;             /* predict at every fed position, not only where generation starts */
+    int32_t capacity;     /* positions at most: prompt and generated */
+    bool adaptive_prompt; /* prompt positions may leave early too (last-exited) */
+    bool score;           /* predict at every fed position, not only where generation starts */
     prediction_fn *on_prediction;
     void *context;
 };
-int sequence_open(struct sequence **sequence, struct engine *engine, const struct sequence_options *options, looplm_error *err);
+int sequence_open(struct sequence **sequence, struct engine *engine, const struct sequence_options *options,
+                  looplm_error *err);
 void sequence_close(struct sequence *sequence);
 
-/* Appends ids to run. depths (may be NULL): each id leaves after that many loops (a replay); otherwise a prompt runs every loop. Ids out of
- * the vocabulary and a full context are errors; nothing is appended then. */
+/* Appends ids to run. depths (may be NULL): each id leaves after that many loops (a replay); otherwise a prompt runs
+ * every loop. Ids out of the vocabulary and a full context are errors; nothing is appended then. */
 int sequence_feed(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err);
-/* While on, the last id's row predicts, the sampled id is appended, and so on, one token a prediction. Off: fed ids run and nothing is sampled. */
+/* While on, the last id's row predicts, the sampled id is appended, and so on, one token a prediction. Off: fed ids run
+ * and nothing is sampled. */
 void sequence_generate(struct sequence *sequence, bool on);
 void sequence_set_sampler(struct sequence *sequence, const struct sampler_options *sampler);
 /* No row is ready or in flight: all ids but a last generated one have run. */
 bool sequence_idle(const struct sequence *sequence);
-int32_t sequence_length(const struct sequence *sequence); /* ids, the last generated one included */
+int32_t sequence_length(const struct sequence *sequence);     /* ids, the last generated one included */
 int32_t sequence_run_length(const struct sequence *sequence); /* positions that have run */
 const int32_t *sequence_ids(const struct sequence *sequence);
-const uint8_t *sequence_targets(const struct sequence *sequence); /* loops asked for each id, 0 where the exit rule decides */
+const uint8_t *
+sequence_targets(const struct sequence *sequence); /* loops asked for each id, 0 where the exit rule decides */
 const struct kv_sequence *sequence_kv(const struct sequence *sequence);
-/* Runs what is in flight to its end, the loops that waiting rows still owe (full policy) included, and begins nothing new: then the sequence is ids and complete planes. */
+/* Runs what is in flight to its end, the loops that waiting rows still owe (full policy) included, and begins nothing
+ * new: then the sequence is ids and complete planes. */
 int sequence_settle(struct sequence *sequence, looplm_error *err);
-/* For a saved session: a new sequence takes n ids, of which n_run have run; their planes the caller puts into the KV blocks itself. depths[n]: the loops after which
- * an id left, or for one that has not run, the loops asked for it (sequence_targets when it was saved; 0 leaves it to the exit rule).
- * tail_sampled: the last id was generated (sequence_tail_sampled when it was saved). */
-int sequence_restore(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, int32_t n_run, bool tail_sampled, looplm_error *err);
+/* For a saved session: a new sequence takes n ids, of which n_run have run; their planes the caller puts into the KV
+ * blocks itself. depths[n]: the loops after which an id left, or for one that has not run, the loops asked for it
+ * (sequence_targets when it was saved; 0 leaves it to the exit rule). tail_sampled: the last id was generated
+ * (sequence_tail_sampled when it was saved). */
+int sequence_restore(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, int32_t n_run,
+                     bool tail_sampled, looplm_error *err);
 bool sequence_tail_sampled(const struct sequence *sequence);
 
-/* One pass over what is ready; false when nothing was. An error (no blocks left for anyone) leaves every sequence as it was. */
+/* One pass over what is ready; false when nothing was. An error (no blocks left for anyone) leaves every sequence as it
+ * was. */
 int engine_step(struct engine *engine, bool *ran, looplm_error *err);
 
 struct engine_counters {

@@ -24,7 +24,8 @@ static int sequence_allocate(struct sequence *s, int32_t planes, looplm_error *e
     return kv_sequence_init(&s->kv, &s->engine->pool, s->options.policy, planes, s->options.capacity, err);
 }
 
-int sequence_open(struct sequence **out, struct engine *engine, const struct sequence_options *options, looplm_error *err) {
+int sequence_open(struct sequence **out, struct engine *engine, const struct sequence_options *options,
+                  looplm_error *err) {
     *out = NULL;
     const struct model_config *c = &engine->model->config;
     if (engine->n_sequences == engine->options.sequences_max)
@@ -42,7 +43,9 @@ int sequence_open(struct sequence **out, struct engine *engine, const struct seq
     int32_t planes;
     status = exit_rule_resolve(&s->options.rule, c->loops, c->exit_gate, &planes, err);
     if (!status && planes > engine->options.planes)
-        status = error_set(err, LOOPLM_LIMIT, "exit rule: %d loops need as many KV planes, and the engine was opened for %d", planes, engine->options.planes);
+        status =
+            error_set(err, LOOPLM_LIMIT, "exit rule: %d loops need as many KV planes, and the engine was opened for %d",
+                      planes, engine->options.planes);
     s->last = s->options.rule.max;
     if (!status) status = sequence_allocate(s, planes, err);
     if (status) {
@@ -77,11 +80,14 @@ void sequence_close(struct sequence *s) {
 static int check_ids(const struct sequence *s, const int32_t *ids, int32_t n, looplm_error *err) {
     int32_t vocab = s->engine->model->config.vocab;
     if (n > s->options.capacity - s->n_ids)
-        return error_set(err, LOOPLM_LIMIT, "context: %d tokens and %d more exceed its length of %d; raise --context or shorten the prompt", s->n_ids, n,
-                         s->options.capacity);
+        return error_set(
+            err, LOOPLM_LIMIT,
+            "context: %d tokens and %d more exceed its length of %d; raise --context or shorten the prompt", s->n_ids,
+            n, s->options.capacity);
     for (int32_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab)
-            return error_set(err, LOOPLM_USAGE, "token id %d at index %d is outside the vocabulary of %d", ids[i], i, vocab);
+            return error_set(err, LOOPLM_USAGE, "token id %d at index %d is outside the vocabulary of %d", ids[i], i,
+                             vocab);
     return 0;
 }
 
@@ -93,21 +99,39 @@ int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths,
             return error_set(err, LOOPLM_USAGE, "depth %d at index %d is outside 1 to %d", depths[i], i, s->kv.loops);
     for (int32_t i = 0; i < n; i++) {
         s->ids[s->n_ids + i] = ids[i];
-        s->targets[s->n_ids + i] = depths ? depths[i] : s->options.adaptive_prompt ? SLOT_BY_RULE : (uint8_t)s->kv.loops;
+        s->targets[s->n_ids + i] = depths                       ? depths[i]
+                                   : s->options.adaptive_prompt ? SLOT_BY_RULE
+                                                                : (uint8_t)s->kv.loops;
     }
     if (n > 0) s->tail_sampled = false;
     s->n_ids += n;
     return 0;
 }
 
-void sequence_generate(struct sequence *s, bool on) { s->generating = on; }
-void sequence_set_sampler(struct sequence *s, const struct sampler_options *sampler) { s->options.sampler = *sampler; }
-int32_t sequence_length(const struct sequence *s) { return s->n_ids; }
-int32_t sequence_run_length(const struct sequence *s) { return s->n_fed; }
-const int32_t *sequence_ids(const struct sequence *s) { return s->ids; }
-const uint8_t *sequence_targets(const struct sequence *s) { return s->targets; }
-const struct kv_sequence *sequence_kv(const struct sequence *s) { return &s->kv; }
-bool sequence_tail_sampled(const struct sequence *s) { return s->tail_sampled; }
+void sequence_generate(struct sequence *s, bool on) {
+    s->generating = on;
+}
+void sequence_set_sampler(struct sequence *s, const struct sampler_options *sampler) {
+    s->options.sampler = *sampler;
+}
+int32_t sequence_length(const struct sequence *s) {
+    return s->n_ids;
+}
+int32_t sequence_run_length(const struct sequence *s) {
+    return s->n_fed;
+}
+const int32_t *sequence_ids(const struct sequence *s) {
+    return s->ids;
+}
+const uint8_t *sequence_targets(const struct sequence *s) {
+    return s->targets;
+}
+const struct kv_sequence *sequence_kv(const struct sequence *s) {
+    return &s->kv;
+}
+bool sequence_tail_sampled(const struct sequence *s) {
+    return s->tail_sampled;
+}
 
 bool slot_wants(const struct sequence *s, const struct slot *slot) {
     if (slot->waiting) return s->settling;
@@ -127,7 +151,9 @@ static bool has_unfed(const struct sequence *s) {
     return !last_generated || s->generating;
 }
 
-bool sequence_idle(const struct sequence *s) { return !any_wants(s) && !has_unfed(s); }
+bool sequence_idle(const struct sequence *s) {
+    return !any_wants(s) && !has_unfed(s);
+}
 
 static void slot_open(struct sequence *s, int32_t position, bool last_of_ids) {
     struct slot *slot = &s->slots[s->n_slots++];
@@ -136,7 +162,8 @@ static void slot_open(struct sequence *s, int32_t position, bool last_of_ids) {
     slot->exit = exit_begin();
 }
 
-/* Ids without a slot get one, a chunk at a time; the next chunk only when the last has finished, so that a sequence is at one loop at a time. */
+/* Ids without a slot get one, a chunk at a time; the next chunk only when the last has finished, so that a sequence is
+ * at one loop at a time. */
 static bool open_chunk(struct sequence *s, int32_t room) {
     int32_t n = s->n_ids - s->n_fed, free_slots = s->slots_max - s->n_slots;
     if (s->options.rule.kind == EXIT_MIX && s->options.adaptive_prompt) n = 1;
@@ -153,7 +180,8 @@ static int32_t backlog_max(const struct sequence *s) {
     return s->slots_max < ENGINE_BACKLOG_MAX ? s->slots_max : ENGINE_BACKLOG_MAX;
 }
 
-/* The loop that the next rows run: the lowest that a wanting slot stands before; and the last position that wants it. */
+/* The loop that the next rows run: the lowest that a wanting slot stands before; and the last position that wants it.
+ */
 static int32_t next_loop(const struct sequence *s, int32_t *position_max) {
     int32_t loop = MODEL_LOOPS_MAX;
     for (int32_t i = 0; i < s->n_slots; i++)
@@ -166,7 +194,8 @@ static int32_t next_loop(const struct sequence *s, int32_t *position_max) {
 static void add_row(struct sequence *s, int32_t slot, int32_t loop, bool extends) {
     struct engine *e = s->engine;
     if (!extends)
-        e->runs[e->n_runs++] = (struct run){.row = e->n_rows, .first = s->slots[slot].position, .loop = loop, .blocks = kv_table(&s->kv, loop)};
+        e->runs[e->n_runs++] = (struct run){
+            .row = e->n_rows, .first = s->slots[slot].position, .loop = loop, .blocks = kv_table(&s->kv, loop)};
     e->runs[e->n_runs - 1].count++;
     e->indices[e->n_rows] = s->slots[slot].row;
     e->rows[e->n_rows++] = (struct pass_row){s, slot};
@@ -179,7 +208,8 @@ int32_t sequence_plan(struct sequence *s, int32_t room) {
         if (!any_wants(s)) return 0;
     }
     int32_t position_max = -1, loop = next_loop(s, &position_max), n = 0;
-    /* Rows that left earlier and still owe this loop come along (full policy): everything up to position_max that stands before it. */
+    /* Rows that left earlier and still owe this loop come along (full policy): everything up to position_max that
+     * stands before it. */
     for (int32_t i = 0; i < s->n_slots; i++) n += s->slots[i].done == loop && s->slots[i].position <= position_max;
     if (n > room) return 0;
     int32_t previous = -2;

@@ -1,4 +1,5 @@
-/* Sessions of the public interface: one sequence on an engine of its own, its options, and what its file says of them (session_file.h). */
+/* Sessions of the public interface: one sequence on an engine of its own, its options, and what its file says of them
+ * (session_file.h). */
 #include "engine/api.h"
 #include "engine/session_file.h"
 
@@ -35,14 +36,16 @@ static void take_prediction(void *context, struct sequence *sequence, const stru
     memcpy(s->token.exit_probs, p->exit_probs, (size_t)p->loops * sizeof(float));
 }
 
-static int parse_name(const char *what, const char *name, const char *const *names, int n, int *index, looplm_error *err) {
+static int parse_name(const char *what, const char *name, const char *const *names, int n, int *index,
+                      looplm_error *err) {
     for (int i = 0; i < n; i++)
         if (!strcmp(name, names[i])) {
             *index = i;
             return 0;
         }
     char list[128] = "";
-    for (int i = 0; i < n; i++) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
+    for (int i = 0; i < n; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
     return error_set(err, LOOPLM_USAGE, "%s '%s' is unknown; give one of: %s", what, name, list);
 }
 
@@ -67,7 +70,8 @@ static int parse_kv_type(const char *name, enum weight_type weights, enum kv_typ
 }
 
 /* Fills defaults and copies the strings. */
-static int take_options(looplm_session *s, const looplm_session_options *given, struct exit_rule *rule, looplm_error *err) {
+static int take_options(looplm_session *s, const looplm_session_options *given, struct exit_rule *rule,
+                        looplm_error *err) {
     const struct model_config *c = &s->model->model->config;
     looplm_session_options *o = &s->options;
     if (given) *o = *given;
@@ -78,14 +82,18 @@ static int take_options(looplm_session *s, const looplm_session_options *given, 
     if (o->context == 0) o->context = c->max_positions < CONTEXT_DEFAULT ? c->max_positions : CONTEXT_DEFAULT;
     if (o->chunk == 0) o->chunk = CHUNK_DEFAULT;
     if (o->context < 1 || o->context > c->max_positions)
-        return error_set(err, LOOPLM_USAGE, "context of %d is outside 1 to the model's %d positions", o->context, c->max_positions);
-    if (o->chunk < 1 || o->chunk > 1 << 16) return error_set(err, LOOPLM_USAGE, "chunk of %d rows is outside 1 to 65536", o->chunk);
+        return error_set(err, LOOPLM_USAGE, "context of %d is outside 1 to the model's %d positions", o->context,
+                         c->max_positions);
+    if (o->chunk < 1 || o->chunk > 1 << 16)
+        return error_set(err, LOOPLM_USAGE, "chunk of %d rows is outside 1 to 65536", o->chunk);
     if (o->chunk > o->context) o->chunk = o->context;
     int status = 0;
     if (o->exit)
         status = exit_rule_parse(rule, o->exit, err);
     else
-        *rule = c->exit_gate && c->exit_threshold < 1 ? (struct exit_rule){.kind = EXIT_Q, .threshold = (float)c->exit_threshold} : (struct exit_rule){.kind = EXIT_FULL};
+        *rule = c->exit_gate && c->exit_threshold < 1
+                    ? (struct exit_rule){.kind = EXIT_Q, .threshold = (float)c->exit_threshold}
+                    : (struct exit_rule){.kind = EXIT_FULL};
     if (status) return status;
     exit_rule_format(rule, s->exit_text, sizeof s->exit_text);
     snprintf(s->kv_text, sizeof s->kv_text, "%s", o->kv);
@@ -96,7 +104,8 @@ static int take_options(looplm_session *s, const looplm_session_options *given, 
     return 0;
 }
 
-int looplm_session_open(looplm_session **out, looplm_model *model, const looplm_session_options *given, looplm_error *err) {
+int looplm_session_open(looplm_session **out, looplm_model *model, const looplm_session_options *given,
+                        looplm_error *err) {
     *out = NULL;
     looplm_session *s = calloc(1, sizeof *s);
     if (!s) return error_set(err, LOOPLM_MEMORY, "out of memory");
@@ -109,16 +118,24 @@ int looplm_session_open(looplm_session **out, looplm_model *model, const looplm_
     if (!status) status = parse_kv_type(s->options.kv_type, model->model->weight_type, &kv_type, err);
     if (!status) {
         int32_t loops = model->model->config.loops;
-        struct engine_options engine = {.rows_max = s->options.chunk, .sequences_max = 1, .kv_positions = s->options.context,
-                                        .planes = rule.kind == EXIT_LOOPS ? rule.loops : loops, .kv_type = kv_type};
+        struct engine_options engine = {.rows_max = s->options.chunk,
+                                        .sequences_max = 1,
+                                        .kv_positions = s->options.context,
+                                        .planes = rule.kind == EXIT_LOOPS ? rule.loops : loops,
+                                        .kv_type = kv_type};
         if (policy == KV_POLICY_FULL) engine.rows_max += ENGINE_BACKLOG_MAX;
         status = engine_open(&s->engine, model->model, &engine, err);
     }
     if (!status) {
         const looplm_session_options *o = &s->options;
-        struct sequence_options sequence = {.rule = rule, .policy = policy, .capacity = o->context, .adaptive_prompt = o->adaptive_prompt,
-                                            .sampler = {o->temperature, o->top_p, o->min_p, o->top_k, o->repetition_penalty, o->seed},
-                                            .on_prediction = take_prediction, .context = s};
+        struct sequence_options sequence = {
+            .rule = rule,
+            .policy = policy,
+            .capacity = o->context,
+            .adaptive_prompt = o->adaptive_prompt,
+            .sampler = {o->temperature, o->top_p, o->min_p, o->top_k, o->repetition_penalty, o->seed},
+            .on_prediction = take_prediction,
+            .context = s};
         status = sequence_open(&s->sequence, s->engine, &sequence, err);
     }
     if (status) {
@@ -154,9 +171,12 @@ static int step(looplm_session *s, bool *ran, looplm_error *err) {
 }
 
 int looplm_session_next(looplm_session *s, looplm_token *token, looplm_error *err) {
-    if (sequence_length(s->sequence) == 0) return error_set(err, LOOPLM_USAGE, "the session is empty; feed it a prompt first");
+    if (sequence_length(s->sequence) == 0)
+        return error_set(err, LOOPLM_USAGE, "the session is empty; feed it a prompt first");
     if (sequence_length(s->sequence) >= s->options.context)
-        return error_set(err, LOOPLM_LIMIT, "context: all %d positions are used; open the session with a longer context", s->options.context);
+        return error_set(err, LOOPLM_LIMIT,
+                         "context: all %d positions are used; open the session with a longer context",
+                         s->options.context);
     s->have_token = false;
     sequence_generate(s->sequence, true);
     bool ran = true;
@@ -164,7 +184,8 @@ int looplm_session_next(looplm_session *s, looplm_token *token, looplm_error *er
     while (!s->have_token && !status && ran) status = step(s, &ran, err);
     sequence_generate(s->sequence, false);
     if (status) return status;
-    if (!s->have_token) return error_set(err, LOOPLM_USAGE, "nothing was fed since the last token's row ran; feed the session first");
+    if (!s->have_token)
+        return error_set(err, LOOPLM_USAGE, "nothing was fed since the last token's row ran; feed the session first");
     if (s->not_finite)
         return error_set(err, LOOPLM_FORMAT,
                          "the logits after %d tokens are not finite: the weights drive the hidden state out of range; "
@@ -174,7 +195,8 @@ int looplm_session_next(looplm_session *s, looplm_token *token, looplm_error *er
     return 0;
 }
 
-/* ---- the session file ----------------------------------------------------------------------------------------------- */
+/* ---- the session file -----------------------------------------------------------------------------------------------
+ */
 
 /* A number that tells models apart: a hash over the norms and the exit gate, which every training step changes. */
 static uint64_t fingerprint(const struct model *m) {
@@ -192,10 +214,12 @@ static char *meta_text(const looplm_session *s) {
     const looplm_session_options *o = &s->options;
     char model[20];
     snprintf(model, sizeof model, "%016llx", (unsigned long long)fingerprint(s->model->model));
-    json_t *meta = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:i, s:f, s:I, s:b}", "format", "looplm-session-1", "model", model, "exit", o->exit, "kv",
-                             o->kv, "kv_type", o->kv_type, "context", o->context, "chunk", o->chunk, "adaptive_prompt", o->adaptive_prompt, "temperature", (double)o->temperature,
-                             "top_p", (double)o->top_p, "min_p", (double)o->min_p, "top_k", o->top_k, "repetition_penalty", (double)o->repetition_penalty, "seed",
-                             (json_int_t)o->seed, "tail_sampled", sequence_tail_sampled(s->sequence));
+    json_t *meta = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:i, s:f, s:I, s:b}", "format",
+                             "looplm-session-1", "model", model, "exit", o->exit, "kv", o->kv, "kv_type", o->kv_type,
+                             "context", o->context, "chunk", o->chunk, "adaptive_prompt", o->adaptive_prompt,
+                             "temperature", (double)o->temperature, "top_p", (double)o->top_p, "min_p",
+                             (double)o->min_p, "top_k", o->top_k, "repetition_penalty", (double)o->repetition_penalty,
+                             "seed", (json_int_t)o->seed, "tail_sampled", sequence_tail_sampled(s->sequence));
     char *text = meta ? json_dumps(meta, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(meta);
     return text;
@@ -220,7 +244,8 @@ struct saved {
 };
 
 /* The meta tensor's JSON into options; its strings stay owned by *json. */
-static int read_meta(const struct safetensors *st, const char *path, struct saved *saved, json_t **json, looplm_error *err) {
+static int read_meta(const struct safetensors *st, const char *path, struct saved *saved, json_t **json,
+                     looplm_error *err) {
     const struct safetensors_entry *meta = safetensors_find(st, "meta");
     if (!meta) return error_set(err, LOOPLM_FORMAT, "%s is not a saved session (no tensor 'meta')", path);
     int status = json_parse((const char *)safetensors_data(st, meta), meta->size, path, json, err);
@@ -231,17 +256,24 @@ static int read_meta(const struct safetensors *st, const char *path, struct save
     int64_t integer[4] = {0};
     bool adaptive = false;
     const char *format = NULL, *model = NULL;
-    if ((status = json_need_string(at, "format", &format, err)) || (status = json_need_string(at, "model", &model, err)) ||
+    if ((status = json_need_string(at, "format", &format, err)) ||
+        (status = json_need_string(at, "model", &model, err)) ||
         (status = json_need_string(at, "exit", &o->exit, err)) || (status = json_need_string(at, "kv", &o->kv, err)) ||
-        (status = json_need_string(at, "kv_type", &o->kv_type, err)) || (status = json_need_int(at, "context", 1, INT32_MAX, &integer[0], err)) ||
-        (status = json_need_int(at, "chunk", 1, 1 << 16, &integer[1], err)) || (status = json_need_bool(at, "adaptive_prompt", &adaptive, err)) ||
-        (status = json_need_double(at, "temperature", 0, 100, &number[0], err)) || (status = json_need_double(at, "top_p", 0, 1, &number[1], err)) ||
-        (status = json_need_double(at, "min_p", 0, 1, &number[2], err)) || (status = json_need_int(at, "top_k", 0, INT32_MAX, &integer[2], err)) ||
-        (status = json_need_double(at, "repetition_penalty", 0, 100, &number[3], err)) || (status = json_need_int(at, "seed", INT64_MIN, INT64_MAX, &integer[3], err)) ||
+        (status = json_need_string(at, "kv_type", &o->kv_type, err)) ||
+        (status = json_need_int(at, "context", 1, INT32_MAX, &integer[0], err)) ||
+        (status = json_need_int(at, "chunk", 1, 1 << 16, &integer[1], err)) ||
+        (status = json_need_bool(at, "adaptive_prompt", &adaptive, err)) ||
+        (status = json_need_double(at, "temperature", 0, 100, &number[0], err)) ||
+        (status = json_need_double(at, "top_p", 0, 1, &number[1], err)) ||
+        (status = json_need_double(at, "min_p", 0, 1, &number[2], err)) ||
+        (status = json_need_int(at, "top_k", 0, INT32_MAX, &integer[2], err)) ||
+        (status = json_need_double(at, "repetition_penalty", 0, 100, &number[3], err)) ||
+        (status = json_need_int(at, "seed", INT64_MIN, INT64_MAX, &integer[3], err)) ||
         (status = json_need_bool(at, "tail_sampled", &saved->tail_sampled, err)))
         return status;
     if (strcmp(format, "looplm-session-1") != 0)
-        return error_set(err, LOOPLM_FORMAT, "%s: session format '%s' is unknown; this build reads looplm-session-1", path, format);
+        return error_set(err, LOOPLM_FORMAT, "%s: session format '%s' is unknown; this build reads looplm-session-1",
+                         path, format);
     snprintf(saved->model, sizeof saved->model, "%s", model);
     o->context = (int32_t)integer[0];
     o->chunk = (int32_t)integer[1];
@@ -277,8 +309,10 @@ int looplm_session_load(looplm_session **out, looplm_model *model, const char *p
         char here[20];
         snprintf(here, sizeof here, "%016llx", (unsigned long long)fingerprint(model->model));
         if (strcmp(here, saved.model) != 0)
-            status = error_set(err, LOOPLM_MISMATCH, "%s was saved with another model, or other weight types (%s, this one is %s); open it with the model it belongs to", path, saved.model,
-                               here);
+            status = error_set(err, LOOPLM_MISMATCH,
+                               "%s was saved with another model, or other weight types (%s, this one is %s); open it "
+                               "with the model it belongs to",
+                               path, saved.model, here);
     }
     if (!status) status = looplm_session_open(&s, model, &saved.options, err);
     if (!status) status = session_file_restore(s->sequence, &st, path, saved.tail_sampled, err);

@@ -12,7 +12,8 @@
 #define STUDY_HEAD_ROWS 32
 
 /* A chunk of positions through all loops; every earlier chunk has been through all of them. */
-static void run_chunk(struct study *s, struct kv_sequence *kv, struct loop_workspace *w, struct pass *pass, const int32_t *ids, int32_t first, int32_t count) {
+static void run_chunk(struct study *s, struct kv_sequence *kv, struct loop_workspace *w, struct pass *pass,
+                      const int32_t *ids, int32_t first, int32_t count) {
     struct backend *backend = s->model->backend;
     size_t width = (size_t)s->model->config.hidden;
     for (int32_t r = 0; r < s->loops; r++) {
@@ -20,13 +21,15 @@ static void run_chunk(struct study *s, struct kv_sequence *kv, struct loop_works
         struct run run = {.count = count, .first = first, .loop = r, .blocks = kv_table(kv, r)};
         pass_clear(pass);
         if (r == 0)
-            pass_add(pass, (struct op){.kind = OP_EMBED, .embed = {&s->model->embed, ids + first, w->buffers.layers->x, count}});
+            pass_add(pass, (struct op){.kind = OP_EMBED,
+                                       .embed = {&s->model->embed, ids + first, w->buffers.layers->x, count}});
         kv_enter(kv, r, first, count);
         loop_record(pass, s->model, &kv->pool->geometry, &run, 1, count, &w->buffers);
         backend->execute(backend, pass);
         memcpy(h, w->buffers.h, (size_t)count * width * sizeof(real));
         memcpy(w->buffers.layers->x, h, (size_t)count * width * sizeof(real)); /* the next loop's input */
-        for (int32_t i = 0; s->gate && i < count; i++) s->gate[(size_t)r * (size_t)s->n + (size_t)(first + i)] = (float)w->buffers.lambda[i];
+        for (int32_t i = 0; s->gate && i < count; i++)
+            s->gate[(size_t)r * (size_t)s->n + (size_t)(first + i)] = (float)w->buffers.lambda[i];
     }
 }
 
@@ -42,14 +45,21 @@ static void fill_exit(struct study *s) {
 
 static int check_input(const struct model_config *c, const int32_t *ids, int32_t n, int32_t loops, looplm_error *err) {
     if (n < 1) return error_set(err, LOOPLM_USAGE, "no ids were given; --ids takes a list like 1,2,3");
-    if (n > c->max_positions) return error_set(err, LOOPLM_LIMIT, "%d ids exceed the model's %d positions (max_position_embeddings); give fewer", n, c->max_positions);
-    if (loops > MODEL_LOOPS_MAX) return error_set(err, LOOPLM_USAGE, "%d loops asked, at most %d", loops, MODEL_LOOPS_MAX);
+    if (n > c->max_positions)
+        return error_set(err, LOOPLM_LIMIT,
+                         "%d ids exceed the model's %d positions (max_position_embeddings); give fewer", n,
+                         c->max_positions);
+    if (loops > MODEL_LOOPS_MAX)
+        return error_set(err, LOOPLM_USAGE, "%d loops asked, at most %d", loops, MODEL_LOOPS_MAX);
     for (int32_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= c->vocab) return error_set(err, LOOPLM_USAGE, "id %d at index %d is outside the vocabulary of %d; expected 0 to %d", ids[i], i, c->vocab, c->vocab - 1);
+        if (ids[i] < 0 || ids[i] >= c->vocab)
+            return error_set(err, LOOPLM_USAGE, "id %d at index %d is outside the vocabulary of %d; expected 0 to %d",
+                             ids[i], i, c->vocab, c->vocab - 1);
     return 0;
 }
 
-int study_run(struct study *s, struct model *model, const int32_t *ids, int32_t n, int32_t loops, enum kv_type kv_type, looplm_error *err) {
+int study_run(struct study *s, struct model *model, const int32_t *ids, int32_t n, int32_t loops, enum kv_type kv_type,
+              looplm_error *err) {
     const struct model_config *c = &model->config;
     *s = (struct study){.model = model, .n = n, .loops = loops ? loops : c->loops};
     int status = check_input(c, ids, n, s->loops, err);
@@ -74,7 +84,8 @@ int study_run(struct study *s, struct model *model, const int32_t *ids, int32_t 
     if (!status) status = loop_workspace_init(&w, model, n < STUDY_CHUNK ? n : STUDY_CHUNK, err);
     if (!status) {
         CHECK_EQ(kv_reserve(&kv, n), true);
-        for (int32_t first = 0; first < n; first += w.rows_max) run_chunk(s, &kv, &w, &pass, ids, first, n - first < w.rows_max ? n - first : w.rows_max);
+        for (int32_t first = 0; first < n; first += w.rows_max)
+            run_chunk(s, &kv, &w, &pass, ids, first, n - first < w.rows_max ? n - first : w.rows_max);
         fill_exit(s);
     }
     pass_free(&pass);

@@ -2,15 +2,21 @@
 #include "model/block.h"
 
 static void add_product(struct pass *pass, const struct weight *weight, const real *x, real *y, int32_t rows) {
-    pass_add(pass, (struct op){.kind = OP_MATMUL,
-                               .matmul = {.x = x, .ldx = weight->k, .weight = weight, .y = y, .ldy = weight->n, .rows = rows}});
+    pass_add(pass, (struct op){
+                       .kind = OP_MATMUL,
+                       .matmul = {.x = x, .ldx = weight->k, .weight = weight, .y = y, .ldy = weight->n, .rows = rows}});
 }
 
-static void add_norm(struct pass *pass, const struct model *model, const real *x, const real *weight, real *out, real *rstd,
-                     int32_t rows) {
+static void add_norm(struct pass *pass, const struct model *model, const real *x, const real *weight, real *out,
+                     real *rstd, int32_t rows) {
     pass_add(pass, (struct op){.kind = OP_RMSNORM,
-                               .rmsnorm = {.x = x, .weight = weight, .out = out, .rstd = rstd, .rows = rows,
-                                           .dim = model->config.hidden, .eps = (real)model->config.norm_eps}});
+                               .rmsnorm = {.x = x,
+                                           .weight = weight,
+                                           .out = out,
+                                           .rstd = rstd,
+                                           .rows = rows,
+                                           .dim = model->config.hidden,
+                                           .eps = (real)model->config.norm_eps}});
 }
 
 /* out = residual + norm(branch), or residual + branch in a family without branch norms. */
@@ -22,8 +28,14 @@ static void add_branch(struct pass *pass, const struct model *model, const real 
         return;
     }
     pass_add(pass, (struct op){.kind = OP_RMSNORM,
-                               .rmsnorm = {.x = branch, .weight = weight, .residual = residual, .out = out, .rstd = rstd,
-                                           .rows = rows, .dim = c->hidden, .eps = (real)c->norm_eps}});
+                               .rmsnorm = {.x = branch,
+                                           .weight = weight,
+                                           .residual = residual,
+                                           .out = out,
+                                           .rstd = rstd,
+                                           .rows = rows,
+                                           .dim = c->hidden,
+                                           .eps = (real)c->norm_eps}});
 }
 
 static void add_attention(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,
@@ -32,14 +44,31 @@ static void add_attention(struct pass *pass, const struct model *model, const st
     const struct layer *layer = &model->layers[index];
     int64_t ldqkv = (int64_t)(c->heads + 2 * c->kv_heads) * c->head_dim;
     pass_add(pass, (struct op){.kind = OP_QKV,
-                               .qkv = {.qkv = b->qkv, .ldqkv = ldqkv, .q = b->q, .ldq = b->ldq, .rope = rows->rope,
-                                       .q_norm = layer->q_norm, .k_norm = layer->k_norm, .eps = (real)c->norm_eps,
-                                       .rstd = b->qk_rstd, .runs = rows->runs, .n_runs = rows->n_runs, .kv = *kv,
-                                       .layer = index, .heads = c->heads}});
+                               .qkv = {.qkv = b->qkv,
+                                       .ldqkv = ldqkv,
+                                       .q = b->q,
+                                       .ldq = b->ldq,
+                                       .rope = rows->rope,
+                                       .q_norm = layer->q_norm,
+                                       .k_norm = layer->k_norm,
+                                       .eps = (real)c->norm_eps,
+                                       .rstd = b->qk_rstd,
+                                       .runs = rows->runs,
+                                       .n_runs = rows->n_runs,
+                                       .kv = *kv,
+                                       .layer = index,
+                                       .heads = c->heads}});
     pass_add(pass, (struct op){.kind = OP_ATTENTION,
-                               .attention = {.q = b->q, .ldq = b->ldq, .out = b->att,
-                                             .ldout = (int64_t)c->heads * c->head_dim, .lse = b->lse, .runs = rows->runs,
-                                             .n_runs = rows->n_runs, .kv = *kv, .layer = index, .heads = c->heads,
+                               .attention = {.q = b->q,
+                                             .ldq = b->ldq,
+                                             .out = b->att,
+                                             .ldout = (int64_t)c->heads * c->head_dim,
+                                             .lse = b->lse,
+                                             .runs = rows->runs,
+                                             .n_runs = rows->n_runs,
+                                             .kv = *kv,
+                                             .layer = index,
+                                             .heads = c->heads,
                                              .scale = model_attention_scale(model)}});
 }
 

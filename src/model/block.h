@@ -1,4 +1,5 @@
-/* One layer of the shared stack, recorded as ops: the sandwich block of Ouro, or a Llama / Qwen3 block (SPEC: x = x + norm2(Attn(norm(x))); x = x + norm2(MLP(norm(x)))). */
+/* One layer of the shared stack, recorded as ops: the sandwich block of Ouro, or a Llama / Qwen3 block (SPEC: x = x +
+ * norm2(Attn(norm(x))); x = x + norm2(MLP(norm(x)))). */
 #ifndef MODEL_BLOCK_H
 #define MODEL_BLOCK_H
 
@@ -12,8 +13,8 @@ struct rows {
     const real *rope; /* [B, K] cosines and sines of the rows' positions (op_rope_table) */
 };
 
-/* The buffers of one layer over B rows. Inference shares one set between all layers, with x2 == x; training gives each layer its own, which is
- * what the backward pass reads. Factors and statistics may be NULL in inference. */
+/* The buffers of one layer over B rows. Inference shares one set between all layers, with x2 == x; training gives each
+ * layer its own, which is what the backward pass reads. Factors and statistics may be NULL in inference. */
 struct layer_buffers {
     real *x;       /* [B, D] the residual stream that enters */
     real *n1, *r1; /* [B, D] normed, [B] its factor */
@@ -30,7 +31,9 @@ struct layer_buffers {
     real *down, *r4; /* [B, D] MLP branch before its norm, [B] */
 };
 
-/* Records layer `index`; x_out [B, D] receives the stream that leaves (it may be b->x2). Keys and values go to the runs' blocks. */
-void block_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index, const struct rows *rows, const struct layer_buffers *b, real *x_out);
+/* Records layer `index`; x_out [B, D] receives the stream that leaves (it may be b->x2). Keys and values go to the
+ * runs' blocks. */
+void block_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,
+                  const struct rows *rows, const struct layer_buffers *b, real *x_out);
 
 #endif

@@ -16,8 +16,8 @@ static int parse_count(const char *name, const char *value, int32_t *out, looplm
     errno = 0;
     long n = value ? strtol(value, &end, 10) : 0;
     if (!value || end == value || *end || errno || n < 1 || n > MODEL_LOOPS_MAX)
-        return error_set(err, LOOPLM_USAGE, "exit rule: %s=%s is not a number of loops; give 1 to %d", name, value ? value : "",
-                         MODEL_LOOPS_MAX);
+        return error_set(err, LOOPLM_USAGE, "exit rule: %s=%s is not a number of loops; give 1 to %d", name,
+                         value ? value : "", MODEL_LOOPS_MAX);
     *out = (int32_t)n;
     return 0;
 }
@@ -26,7 +26,8 @@ static int parse_threshold(const char *name, const char *value, float most, floa
     char *end;
     double x = value ? strtod(value, &end) : 0;
     if (!value || end == value || *end || !isfinite(x) || x < 0 || x > (double)most)
-        return error_set(err, LOOPLM_USAGE, "exit rule: %s=%s is not a number in 0 to %g", name, value ? value : "", (double)most);
+        return error_set(err, LOOPLM_USAGE, "exit rule: %s=%s is not a number in 0 to %g", name, value ? value : "",
+                         (double)most);
     *out = (float)x;
     return 0;
 }
@@ -70,7 +71,8 @@ int exit_rule_parse(struct exit_rule *rule, const char *text, looplm_error *err)
         else if (!strcmp(part, "max"))
             status = parse_count(part, value, &rule->max, err);
         else
-            status = error_set(err, LOOPLM_USAGE, "exit rule: '%s' is unknown after the rule; give min=A or max=B", part);
+            status =
+                error_set(err, LOOPLM_USAGE, "exit rule: '%s' is unknown after the rule; give min=A or max=B", part);
         if (status) return status;
     }
     if (parts == 0) return error_set(err, LOOPLM_USAGE, "exit rule: empty; give %s", usage);
@@ -98,10 +100,11 @@ int exit_rule_resolve(struct exit_rule *rule, int32_t model_loops, bool has_gate
     if (loops > MODEL_LOOPS_MAX)
         return error_set(err, LOOPLM_LIMIT, "exit rule: %d loops asked, at most %d", loops, MODEL_LOOPS_MAX);
     if ((rule->kind == EXIT_Q || rule->kind == EXIT_MIX) && !has_gate && loops > 1)
-        return error_set(err, LOOPLM_UNSUPPORTED, "exit rule: this model has no exit gate; use full, loops=N, diff=E or conf=P");
+        return error_set(err, LOOPLM_UNSUPPORTED,
+                         "exit rule: this model has no exit gate; use full, loops=N, diff=E or conf=P");
     if (rule->max > loops || rule->min > loops)
-        return error_set(err, LOOPLM_USAGE, "exit rule: %s=%d is beyond the model's %d loops", rule->max > loops ? "max" : "min",
-                         rule->max > loops ? rule->max : rule->min, loops);
+        return error_set(err, LOOPLM_USAGE, "exit rule: %s=%d is beyond the model's %d loops",
+                         rule->max > loops ? "max" : "min", rule->max > loops ? rule->max : rule->min, loops);
     if (!rule->min) rule->min = 1;
     if (!rule->max) rule->max = loops;
     *planes = loops;

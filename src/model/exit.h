@@ -21,24 +21,33 @@ struct exit_rule {
     int32_t min, max; /* bounds of the depth; max is then the last step. 0: 1 and R */
 };
 
-/* Parses "full", "loops=N", "q=Q", "diff=E", "conf=P", "mix", each with ",min=A,max=B"; says what is wrong with anything else. */
+/* Parses "full", "loops=N", "q=Q", "diff=E", "conf=P", "mix", each with ",min=A,max=B"; says what is wrong with
+ * anything else. */
 int exit_rule_parse(struct exit_rule *rule, const char *text, looplm_error *err);
 /* "q=0.5,min=2": the canonical text, into out (at least 64 bytes). */
 void exit_rule_format(const struct exit_rule *rule, char *out, size_t size);
-/* Checks the rule against a model with R loops (loops > R is allowed for loops=N up to MODEL_LOOPS_MAX, other bounds are not) and gives the number of planes that its sequences need. */
+/* Checks the rule against a model with R loops (loops > R is allowed for loops=N up to MODEL_LOOPS_MAX, other bounds
+ * are not) and gives the number of planes that its sequences need. */
 int exit_rule_resolve(struct exit_rule *rule, int32_t model_loops, bool has_gate, int32_t *planes, looplm_error *err);
 
-/* The running exit distribution of one token, fp32, in the order of the SPEC: p = lambda S; CDF += p; S *= 1 - lambda; the last step takes what is left and CDF = 1. */
+/* The running exit distribution of one token, fp32, in the order of the SPEC: p = lambda S; CDF += p; S *= 1 - lambda;
+ * the last step takes what is left and CDF = 1. */
 struct exit_state {
     float survival, cdf;
     int32_t step; /* loops run so far */
 };
-static inline struct exit_state exit_begin(void) { return (struct exit_state){1.0f, 0.0f, 0}; }
+static inline struct exit_state exit_begin(void) {
+    return (struct exit_state){1.0f, 0.0f, 0};
+}
 /* Advances by one loop and returns p of that loop. `last`: this is the last step. */
 float exit_advance(struct exit_state *state, float lambda, bool last);
 /* What the rules look at, after loop state->step. */
-struct exit_evidence { float distance; float confidence; };
+struct exit_evidence {
+    float distance;
+    float confidence;
+};
 /* Whether the token leaves now; last is the resolved maximum. q >= 1 means always the last step. */
-bool exit_decide(const struct exit_rule *rule, const struct exit_state *state, const struct exit_evidence *evidence, int32_t last);
+bool exit_decide(const struct exit_rule *rule, const struct exit_state *state, const struct exit_evidence *evidence,
+                 int32_t last);
 
 #endif

@@ -1,5 +1,6 @@
-/* The KV cache (kv.h). A sequence keeps, per loop, the length of the prefix whose plane is there (`ready`): invariants 1 and 2 then say that rows enter a loop
- * exactly at its `ready`, so the check is one comparison a row and not a walk over the past. */
+/* The KV cache (kv.h). A sequence keeps, per loop, the length of the prefix whose plane is there (`ready`): invariants
+ * 1 and 2 then say that rows enter a loop exactly at its `ready`, so the check is one comparison a row and not a walk
+ * over the past. */
 #include "model/kv.h"
 
 #include <stdlib.h>
@@ -13,7 +14,8 @@ int kv_pool_init(struct kv_pool *pool, struct backend *backend, struct kv_geomet
     pool->memory = backend->alloc(backend, pool->block_size * (size_t)n_blocks);
     if (!pool->free_list || !pool->memory) {
         kv_pool_free(pool);
-        return error_set(err, LOOPLM_MEMORY, "KV cache: %.1f MiB could not be had; use a shorter context or fewer sequences",
+        return error_set(err, LOOPLM_MEMORY,
+                         "KV cache: %.1f MiB could not be had; use a shorter context or fewer sequences",
                          (double)pool->block_size * (double)n_blocks / 1048576.0);
     }
     return 0;
@@ -26,7 +28,9 @@ void kv_pool_free(struct kv_pool *pool) {
     pool->free_list = NULL;
 }
 
-static int64_t pool_available(const struct kv_pool *pool) { return pool->n_free + (pool->n_blocks - pool->n_touched); }
+static int64_t pool_available(const struct kv_pool *pool) {
+    return pool->n_free + (pool->n_blocks - pool->n_touched);
+}
 
 static void *block_take(struct kv_pool *pool) {
     if (pool->n_free > 0) {

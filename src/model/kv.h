@@ -1,9 +1,10 @@
 /* The KV cache: a pool of blocks, and per sequence the tables of blocks, one table per loop.
  *
- * A block holds KV_BLOCK positions of one loop, all layers (tensor/backend.h). A sequence knows for every position how many loops have run there and
- * at which loop the token left; it enforces the invariants of a pass:
+ * A block holds KV_BLOCK positions of one loop, all layers (tensor/backend.h). A sequence knows for every position how
+ * many loops have run there and at which loop the token left; it enforces the invariants of a pass:
  *   1. a row runs once;
- *   2. row (p, r) may run only if for every earlier p': n(p') > r, or n(p') == r and (p', r) is in the same pass, or p' left before r under a policy that supplies plane r;
+ *   2. row (p, r) may run only if for every earlier p': n(p') > r, or n(p') == r and (p', r) is in the same pass, or p'
+ * left before r under a policy that supplies plane r;
  *   5. a pass starts only with its blocks in hand.
  * A violation is a bug and aborts. The pool is used by one thread.
  */
@@ -30,25 +31,28 @@ struct kv_pool {
 };
 
 /* Reserves n_blocks of address space; memory is committed as blocks are first used. */
-int kv_pool_init(struct kv_pool *pool, struct backend *backend, struct kv_geometry geometry, int64_t n_blocks, looplm_error *err);
+int kv_pool_init(struct kv_pool *pool, struct backend *backend, struct kv_geometry geometry, int64_t n_blocks,
+                 looplm_error *err);
 void kv_pool_free(struct kv_pool *pool);
 
 struct kv_sequence {
     struct kv_pool *pool; /* borrowed */
     enum kv_policy policy;
-    int32_t loops;      /* tables */
-    int32_t positions;  /* positions with blocks reserved: a multiple of KV_BLOCK */
-    int32_t capacity;   /* of the arrays below */
-    void **blocks;      /* [loops][capacity / KV_BLOCK] */
-    uint8_t *done;      /* [capacity] n(p): loops run at p */
-    uint8_t *left;      /* [capacity] loop at which the token left, 1..loops; 0 while it has not */
-    int32_t *ready;     /* [loops] positions [0, ready[r]) all have plane r, computed or lent */
+    int32_t loops;     /* tables */
+    int32_t positions; /* positions with blocks reserved: a multiple of KV_BLOCK */
+    int32_t capacity;  /* of the arrays below */
+    void **blocks;     /* [loops][capacity / KV_BLOCK] */
+    uint8_t *done;     /* [capacity] n(p): loops run at p */
+    uint8_t *left;     /* [capacity] loop at which the token left, 1..loops; 0 while it has not */
+    int32_t *ready;    /* [loops] positions [0, ready[r]) all have plane r, computed or lent */
 };
 
 /* capacity_max positions at most, loops planes. */
-int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_policy policy, int32_t loops, int32_t capacity_max, looplm_error *err);
+int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_policy policy, int32_t loops,
+                     int32_t capacity_max, looplm_error *err);
 void kv_sequence_free(struct kv_sequence *seq); /* gives its blocks back */
-/* Takes blocks so that positions [0, n) have one at every loop. False when the pool has too few: nothing is taken then. */
+/* Takes blocks so that positions [0, n) have one at every loop. False when the pool has too few: nothing is taken then.
+ */
 bool kv_reserve(struct kv_sequence *seq, int32_t n);
 /* Gives back the blocks that positions [0, n) do not need; nothing may have run beyond n. */
 void kv_shrink(struct kv_sequence *seq, int32_t n);
@@ -56,14 +60,17 @@ void kv_shrink(struct kv_sequence *seq, int32_t n);
 static inline void *const *kv_table(const struct kv_sequence *seq, int32_t loop) {
     return (void *const *)(seq->blocks + (size_t)loop * (size_t)(seq->capacity / KV_BLOCK));
 }
-/* Checks invariants 1, 2 and 5 for rows (first .. first+count-1, loop) entering a pass, and counts them as run. Runs of one pass are entered in order of position within a loop. */
+/* Checks invariants 1, 2 and 5 for rows (first .. first+count-1, loop) entering a pass, and counts them as run. Runs of
+ * one pass are entered in order of position within a loop. */
 void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t count);
-/* The token at p leaves after loop `depth` (1-based). Under last-exited its planes are lent to the deeper loops: the copies are appended to lends (room for loops - depth), and their number returned. */
+/* The token at p leaves after loop `depth` (1-based). Under last-exited its planes are lent to the deeper loops: the
+ * copies are appended to lends (room for loops - depth), and their number returned. */
 int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_lend *lends);
 /* Forgets positions >= n (their blocks stay reserved and are zeroed from n on). */
 void kv_truncate(struct kv_sequence *seq, int32_t n);
 
-/* Begins again at position 0 in the blocks it has, without zeroing them: what they hold is finite, and attention never uses what lies beyond a row's own position. */
+/* Begins again at position 0 in the blocks it has, without zeroing them: what they hold is finite, and attention never
+ * uses what lies beyond a row's own position. */
 void kv_restart(struct kv_sequence *seq);
 
 #endif

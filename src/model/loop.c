@@ -8,8 +8,11 @@ void loop_record(struct pass *pass, const struct model *model, const struct kv_g
     const struct model_config *c = &model->config;
     struct rows r = {.runs = runs, .n_runs = n_runs, .count = rows, .rope = b->rope};
     pass_add(pass, (struct op){.kind = OP_ROPE_TABLE,
-                               .rope_table = {.runs = runs, .n_runs = n_runs, .inverse_frequency = model->inverse_frequency,
-                                              .head_dim = c->head_dim, .table = b->rope}});
+                               .rope_table = {.runs = runs,
+                                              .n_runs = n_runs,
+                                              .inverse_frequency = model->inverse_frequency,
+                                              .head_dim = c->head_dim,
+                                              .table = b->rope}});
     for (int32_t l = 0; l < c->layers; l++) {
         const struct layer_buffers *here = b->per_layer ? &b->layers[l] : b->layers;
         real *out = l + 1 == c->layers ? b->x_last : b->per_layer ? b->layers[l + 1].x : b->layers->x;
@@ -17,18 +20,32 @@ void loop_record(struct pass *pass, const struct model *model, const struct kv_g
     }
     /* The final norm is inside the loop: what it leaves is read by the head and the gate, and enters the next loop. */
     pass_add(pass, (struct op){.kind = OP_RMSNORM,
-                               .rmsnorm = {.x = b->x_last, .weight = model->norm, .out = b->h, .rstd = b->norm_rstd,
-                                           .rows = rows, .dim = c->hidden, .eps = (real)c->norm_eps}});
+                               .rmsnorm = {.x = b->x_last,
+                                           .weight = model->norm,
+                                           .out = b->h,
+                                           .rstd = b->norm_rstd,
+                                           .rows = rows,
+                                           .dim = c->hidden,
+                                           .eps = (real)c->norm_eps}});
     if (model->exit_weight && (b->logit || b->lambda))
         pass_add(pass, (struct op){.kind = OP_GATE,
-                                   .gate = {.h = b->h, .weight = model->exit_weight, .bias = model->exit_bias,
-                                            .logit = b->logit, .lambda = b->lambda, .rows = rows, .dim = c->hidden}});
+                                   .gate = {.h = b->h,
+                                            .weight = model->exit_weight,
+                                            .bias = model->exit_bias,
+                                            .logit = b->logit,
+                                            .lambda = b->lambda,
+                                            .rows = rows,
+                                            .dim = c->hidden}});
 }
 
 void loop_record_head(struct pass *pass, const struct model *model, const real *h, int32_t rows, real *logits) {
     pass_add(pass, (struct op){.kind = OP_MATMUL,
-                               .matmul = {.x = h, .ldx = model->head.k, .weight = &model->head, .y = logits,
-                                          .ldy = model->head.n, .rows = rows}});
+                               .matmul = {.x = h,
+                                          .ldx = model->head.k,
+                                          .weight = &model->head,
+                                          .y = logits,
+                                          .ldy = model->head.n,
+                                          .rows = rows}});
 }
 
 /* Walks the shared buffers twice: first to measure (base NULL), then to bind. Returns the bytes used. */
@@ -41,11 +58,16 @@ static size_t workspace_bind(struct loop_workspace *w, const struct model_config
         real **buffer;
         size_t width;
     } table[] = {
-        {&s->x, (size_t)c->hidden},     {&s->n1, (size_t)c->hidden},
-        {&s->qkv, heads},               {&s->att, (size_t)c->heads * (size_t)c->head_dim},
-        {&s->o, (size_t)c->hidden},     {&s->gate_up, 2 * (size_t)c->ffn},
-        {&s->act, (size_t)c->ffn},      {&b->rope, (size_t)c->head_dim},
-        {&b->h, (size_t)c->hidden},     {&b->logit, 1},
+        {&s->x, (size_t)c->hidden},
+        {&s->n1, (size_t)c->hidden},
+        {&s->qkv, heads},
+        {&s->att, (size_t)c->heads * (size_t)c->head_dim},
+        {&s->o, (size_t)c->hidden},
+        {&s->gate_up, 2 * (size_t)c->ffn},
+        {&s->act, (size_t)c->ffn},
+        {&b->rope, (size_t)c->head_dim},
+        {&b->h, (size_t)c->hidden},
+        {&b->logit, 1},
         {&b->lambda, 1},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {

@@ -1,7 +1,8 @@
 /* The loop: one pass of the shared stack over any set of rows, at any mix of loops. Read this file first.
  *
- * A row is one token at one loop: {sequence, position, loop} with its hidden state. At loop 0 the state is the token's embedding; after a pass it is the normed output of the stack, which
- * the exit gate and the head read, and which itself enters the next loop. Prefill, decode, scoring, training and replay are choices of rows; this is the only forward.
+ * A row is one token at one loop: {sequence, position, loop} with its hidden state. At loop 0 the state is the token's
+ * embedding; after a pass it is the normed output of the stack, which the exit gate and the head read, and which itself
+ * enters the next loop. Prefill, decode, scoring, training and replay are choices of rows; this is the only forward.
  */
 #ifndef MODEL_LOOP_H
 #define MODEL_LOOP_H
@@ -20,18 +21,21 @@ struct loop_buffers {
     bool per_layer;
     real *rope, *x_last, *norm_rstd, *h, *logit, *lambda;
 };
-void loop_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, const struct run *runs, int32_t n_runs, int32_t rows, const struct loop_buffers *b);
+void loop_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, const struct run *runs,
+                 int32_t n_runs, int32_t rows, const struct loop_buffers *b);
 
 /* logits[rows, V] = head(h). */
 void loop_record_head(struct pass *pass, const struct model *model, const real *h, int32_t rows, real *logits);
 
-/* One shared set of inference buffers for at most rows_max rows, with its loop_buffers ready; freed by loop_workspace_free. */
+/* One shared set of inference buffers for at most rows_max rows, with its loop_buffers ready; freed by
+ * loop_workspace_free. */
 struct loop_workspace {
     int32_t rows_max;
     struct layer_buffers shared;
     struct loop_buffers buffers;
     struct backend *backend;
-    void *memory; size_t size;
+    void *memory;
+    size_t size;
 };
 int loop_workspace_init(struct loop_workspace *w, const struct model *model, int32_t rows_max, looplm_error *err);
 void loop_workspace_free(struct loop_workspace *w);

@@ -104,10 +104,12 @@ static int check_groups(const struct model_config *c, enum weight_type type, loo
     const struct {
         const char *what;
         int64_t size;
-    } inner[] = {{"hidden size", c->hidden}, {"ffn size", c->ffn}, {"heads x head_dim", (int64_t)c->heads * c->head_dim}};
+    } inner[] = {
+        {"hidden size", c->hidden}, {"ffn size", c->ffn}, {"heads x head_dim", (int64_t)c->heads * c->head_dim}};
     for (int i = 0; quant_type(type) && i < 3; i++)
         if (inner[i].size % QUANT_GROUP) {
-            return error_set(err, LOOPLM_UNSUPPORTED, "%s weights need a %s that is a multiple of %d, found %lld; choose f32 or bf16",
+            return error_set(err, LOOPLM_UNSUPPORTED,
+                             "%s weights need a %s that is a multiple of %d, found %lld; choose f32 or bf16",
                              model_weight_type_name(type), inner[i].what, QUANT_GROUP, (long long)inner[i].size);
         }
     return LOOPLM_OK;

@@ -1,4 +1,5 @@
-/* A model ready to run: packed weights on a backend. Read-only after it is opened, shared by any number of sequences; the trainer remakes its packing each step. */
+/* A model ready to run: packed weights on a backend. Read-only after it is opened, shared by any number of sequences;
+ * the trainer remakes its packing each step. */
 #ifndef MODEL_MODEL_H
 #define MODEL_MODEL_H
 
@@ -13,21 +14,21 @@ struct layer {
     const real *input_norm, *post_norm;     /* [D], before attention and before the MLP */
     const real *input_norm_2, *post_norm_2; /* [D], on the branches; NULL without branch norms */
     const real *q_norm, *k_norm;            /* [K] or NULL */
-    struct weight qkv;     /* [(H + 2G) K, D]: q, k, v */
-    struct weight o;       /* [D, H K] */
-    struct weight gate_up; /* [2F, D]: gate, up */
-    struct weight down;    /* [D, F] */
+    struct weight qkv;                      /* [(H + 2G) K, D]: q, k, v */
+    struct weight o;                        /* [D, H K] */
+    struct weight gate_up;                  /* [2F, D]: gate, up */
+    struct weight down;                     /* [D, F] */
 };
 
 struct model {
     struct model_config config;
     struct backend *backend; /* borrowed */
     enum weight_type weight_type;
-    struct layer *layers; /* [L] */
-    struct weight embed, head; /* [V, D]; the same data when tied */
-    const real *norm; /* [D], the final norm, inside the loop */
+    struct layer *layers;                /* [L] */
+    struct weight embed, head;           /* [V, D]; the same data when tied */
+    const real *norm;                    /* [D], the final norm, inside the loop */
     const real *exit_weight, *exit_bias; /* [D], [1]; NULL without a gate */
-    float *inverse_frequency; /* [K/2] of the rotary embedding */
+    float *inverse_frequency;            /* [K/2] of the rotary embedding */
     /* One allocation per class: packed matrices, and vectors; sizes in bytes. */
     void *memory;
     size_t memory_size;
@@ -44,10 +45,13 @@ struct model_options {
     void *progress_context;
 };
 
-/* Opens a Hugging Face directory: maps the safetensors, packs tensor by tensor on the backend's threads, gives the pages back at once. Weights that hold NaN or infinity are refused, by name. */
-int model_open(struct model **model, const char *directory, struct backend *backend, const struct model_options *options, looplm_error *err);
+/* Opens a Hugging Face directory: maps the safetensors, packs tensor by tensor on the backend's threads, gives the
+ * pages back at once. Weights that hold NaN or infinity are refused, by name. */
+int model_open(struct model **model, const char *directory, struct backend *backend,
+               const struct model_options *options, looplm_error *err);
 /* A model with its memory but no values yet; model_pack fills it from master parameters. */
-int model_alloc(struct model **model, const struct model_config *config, struct backend *backend, enum weight_type type, looplm_error *err);
+int model_alloc(struct model **model, const struct model_config *config, struct backend *backend, enum weight_type type,
+                looplm_error *err);
 void model_pack(struct model *model, const struct params *params);
 void model_close(struct model *model); /* NULL is allowed */
 const char *model_weight_type_name(enum weight_type type);

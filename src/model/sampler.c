@@ -1,5 +1,6 @@
-/* The sampler (sampler.h). Filters are applied in the reference's order: repetition penalty, temperature, top-k, top-p, min-p; then the Gumbel race
- * picks argmax(logit / T + g), g = -ln(-ln u), u a hash of (seed, position, id). The race draws from the softmax over the allowed set. */
+/* The sampler (sampler.h). Filters are applied in the reference's order: repetition penalty, temperature, top-k, top-p,
+ * min-p; then the Gumbel race picks argmax(logit / T + g), g = -ln(-ln u), u a hash of (seed, position, id). The race
+ * draws from the softmax over the allowed set. */
 #include "model/sampler.h"
 
 #include "base/mathfn.h"
@@ -10,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* u has 24 bits, so u <= 1 - 2^-25 and no noise exceeds -ln(-ln u) = 17.33: the race may skip whoever is further behind. */
+/* u has 24 bits, so u <= 1 - 2^-25 and no noise exceeds -ln(-ln u) = 17.33: the race may skip whoever is further
+ * behind. */
 #define GUMBEL_MAX 17.5f
 
 struct candidate {
@@ -28,11 +30,14 @@ struct sampler {
 int sampler_options_check(const struct sampler_options *o, looplm_error *err) {
     if (!(o->temperature >= 0 && o->temperature <= 100))
         return error_set(err, LOOPLM_USAGE, "temperature %g is outside 0 to 100", (double)o->temperature);
-    if (!(o->top_p > 0 && o->top_p <= 1)) return error_set(err, LOOPLM_USAGE, "top-p %g is outside 0 (excluded) to 1", (double)o->top_p);
-    if (!(o->min_p >= 0 && o->min_p <= 1)) return error_set(err, LOOPLM_USAGE, "min-p %g is outside 0 to 1", (double)o->min_p);
+    if (!(o->top_p > 0 && o->top_p <= 1))
+        return error_set(err, LOOPLM_USAGE, "top-p %g is outside 0 (excluded) to 1", (double)o->top_p);
+    if (!(o->min_p >= 0 && o->min_p <= 1))
+        return error_set(err, LOOPLM_USAGE, "min-p %g is outside 0 to 1", (double)o->min_p);
     if (o->top_k < 0) return error_set(err, LOOPLM_USAGE, "top-k %d is negative; 0 switches it off", o->top_k);
     if (!(o->repetition_penalty > 0 && o->repetition_penalty <= 100))
-        return error_set(err, LOOPLM_USAGE, "repetition penalty %g is outside 0 (excluded) to 100", (double)o->repetition_penalty);
+        return error_set(err, LOOPLM_USAGE, "repetition penalty %g is outside 0 (excluded) to 100",
+                         (double)o->repetition_penalty);
     return 0;
 }
 
@@ -92,7 +97,8 @@ static int32_t collect(const struct sampler *s, float floor) {
     return n;
 }
 
-/* The allowed set as a sorted prefix of candidates. Only a window of logits below the maximum is sorted; it grows until it must hold the whole set. */
+/* The allowed set as a sorted prefix of candidates. Only a window of logits below the maximum is sorted; it grows until
+ * it must hold the whole set. */
 static int32_t filter(struct sampler *s, const struct sampler_options *o, float max) {
     int32_t want = o->top_k > 0 && o->top_k < s->vocab ? o->top_k : s->vocab;
     double total = 0;
@@ -100,8 +106,8 @@ static int32_t filter(struct sampler *s, const struct sampler_options *o, float 
         for (int32_t i = 0; i < s->vocab; i++) total += (double)math_exp(s->logits[i] - max);
     for (float window = 4;; window *= 2) {
         int32_t n = collect(s, max - window);
-        /* A NaN is never collected. What lies below the window is dropped by min-p too once exp(-window) is; but top-p within top-k needs the sum
-         * over all of top-k first. */
+        /* A NaN is never collected. What lies below the window is dropped by min-p too once exp(-window) is; but top-p
+         * within top-k needs the sum over all of top-k first. */
         bool dropped = math_exp(-window) < o->min_p && (o->top_p >= 1 || want == s->vocab);
         bool whole = n == s->vocab || isinf(window) || dropped;
         qsort(s->candidates, (size_t)n, sizeof *s->candidates, by_logit);

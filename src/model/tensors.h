@@ -10,11 +10,13 @@
 
 #define TENSOR_NAME_MAX 96
 
+/* clang-format off */
 #define TENSOR_ROLE_MAP(X)                                                                                            \
     X(EMBED)                                                                                                          \
     X(INPUT_NORM)                                                                                                     \
     X(INPUT_NORM_2) X(Q) X(K) X(V) X(Q_NORM) X(K_NORM) X(O) X(POST_NORM) X(POST_NORM_2) X(GATE) X(UP) X(DOWN) X(NORM) \
         X(EXIT_WEIGHT) X(EXIT_BIAS) X(HEAD)
+/* clang-format on */
 enum tensor_role {
 #define X(code) TENSOR_##code,
     TENSOR_ROLE_MAP(X)

@@ -1,15 +1,17 @@
 /* The 8- and 4-bit formats, one group at a time: what a group of weights becomes, and a group of a product's inputs.
- * This is the definition; vector kernels (cpu/kernels_quant.inc) do the same operations lane by lane, with the same bits.
+ * This is the definition; vector kernels (cpu/kernels_quant.inc) do the same operations lane by lane, with the same
+ * bits.
  *
  * A group is QUANT_GROUP consecutive inner elements of one output: integers q and one bf16 scale s, element = q s.
  *   q8: q in -127..127, stored as the byte q + 128: 8.5 bits a weight; s = bf16(largest magnitude / 127).
- *   q4: q in -8..7, stored as the nibble q + 8: 4.5 bits a weight; s has the sign that takes the element of largest magnitude to
- *       about -8, and its size is searched for the least squared error.
- * A panel of w outputs (backend.h) is [k / QUANT_GROUP] blocks, a block w scales, then the integers: q8 [8][w][4] bytes, byte j of step i
- * is element 4i + j; q4 [4][w][4] bytes, byte j of step i holds element 8i + j in its low nibble and 8i + 4 + j in the high one.
+ *   q4: q in -8..7, stored as the nibble q + 8: 4.5 bits a weight; s has the sign that takes the element of largest
+ * magnitude to about -8, and its size is searched for the least squared error. A panel of w outputs (backend.h) is [k /
+ * QUANT_GROUP] blocks, a block w scales, then the integers: q8 [8][w][4] bytes, byte j of step i is element 4i + j; q4
+ * [4][w][4] bytes, byte j of step i holds element 8i + j in its low nibble and 8i + 4 + j in the high one.
  *
- * Inputs of a product are quantised by row and group: q in -127..127, scale amax / 127. The integers of the weights are kept
- * unsigned, since the processors' byte products are unsigned by signed; the offset is taken off the exact integer sum. */
+ * Inputs of a product are quantised by row and group: q in -127..127, scale amax / 127. The integers of the weights are
+ * kept unsigned, since the processors' byte products are unsigned by signed; the offset is taken off the exact integer
+ * sum. */
 #ifndef TENSOR_QUANT_H
 #define TENSOR_QUANT_H
 
@@ -45,10 +47,12 @@ static inline unsigned char *quant_panel(const struct weight *w, int64_t first) 
     return (unsigned char *)w->data + first * (w->k / QUANT_GROUP) * quant_group_size(w->type);
 }
 
-/* ---- inputs -------------------------------------------------------------------------------------------------------- */
+/* ---- inputs --------------------------------------------------------------------------------------------------------
+ */
 
-/* Of a group whose largest magnitude has these bits (larger than every number for infinity and NaN): the scale, and the factor that
- * takes an input to its integer. Not finite: the scale is NaN, so that the product is; near zero: both are 0. */
+/* Of a group whose largest magnitude has these bits (larger than every number for infinity and NaN): the scale, and the
+ * factor that takes an input to its integer. Not finite: the scale is NaN, so that the product is; near zero: both are
+ * 0. */
 static inline void quant_input_scale(int32_t amax_bits, float *scale, float *factor) {
     float amax = math_from_bits((uint32_t)amax_bits);
     *scale = *factor = 0;
@@ -71,10 +75,12 @@ static inline void quant_input_group(const real *x, int8_t q[QUANT_GROUP], float
     for (int i = 0; i < QUANT_GROUP; i++) q[i] = factor == 0 ? 0 : (int8_t)lrintf((float)x[i] * factor);
 }
 
-/* ---- weights ------------------------------------------------------------------------------------------------------- */
+/* ---- weights -------------------------------------------------------------------------------------------------------
+ */
 
-/* The scales tried take the extreme element to minus these. The search takes a tenth off the squared error that -8 alone leaves on
- * normal weights, a finer or wider one less than a hundredth more. -8 comes first: it stays where errors are beyond a float's range. */
+/* The scales tried take the extreme element to minus these. The search takes a tenth off the squared error that -8
+ * alone leaves on normal weights, a finer or wider one less than a hundredth more. -8 comes first: it stays where
+ * errors are beyond a float's range. */
 #define QUANT_CANDIDATES 9
 static inline float quant_candidate(int i) {
     static const float extremes[QUANT_CANDIDATES] = {8, 7, 7.25f, 7.5f, 7.75f, 8.25f, 8.5f, 8.75f, 9};
@@ -132,7 +138,8 @@ static inline void quant_weight_group(enum weight_type type, const float *x, int
     }
 }
 
-/* ---- a group in its panel ------------------------------------------------------------------------------------------ */
+/* ---- a group in its panel ------------------------------------------------------------------------------------------
+ */
 
 /* The integers and the scale of group `group` of output n. */
 static inline float quant_get(const struct weight *w, int64_t n, int64_t group, int8_t q[QUANT_GROUP]) {
@@ -151,7 +158,8 @@ static inline float quant_get(const struct weight *w, int64_t n, int64_t group, 
     return bf16_to_float(scale);
 }
 
-static inline void quant_set(const struct weight *w, int64_t n, int64_t group, const int8_t q[QUANT_GROUP], uint16_t scale) {
+static inline void quant_set(const struct weight *w, int64_t n, int64_t group, const int8_t q[QUANT_GROUP],
+                             uint16_t scale) {
     int64_t first = n / PANEL * PANEL, width = quant_width(w, first);
     unsigned char *block = quant_panel(w, first) + group * width * quant_group_size(w->type);
     unsigned char *to = block + 2 * width + 4 * (n - first);
@@ -166,13 +174,14 @@ static inline void quant_set(const struct weight *w, int64_t n, int64_t group, c
 }
 
 /* One group of a source row, quantised into its place; row < 0 stores zeros. */
-static inline void quant_pack_group(const struct weight *w, int64_t n, int64_t group, const void *source, enum dtype dtype,
-                                    int64_t row) {
+static inline void quant_pack_group(const struct weight *w, int64_t n, int64_t group, const void *source,
+                                    enum dtype dtype, int64_t row) {
     int8_t q[QUANT_GROUP] = {0};
     uint16_t scale = 0;
     if (row >= 0) {
         float x[QUANT_GROUP];
-        for (int i = 0; i < QUANT_GROUP; i++) x[i] = (float)dtype_load(source, dtype, row * w->k + group * QUANT_GROUP + i);
+        for (int i = 0; i < QUANT_GROUP; i++)
+            x[i] = (float)dtype_load(source, dtype, row * w->k + group * QUANT_GROUP + i);
         quant_weight_group(w->type, x, q, &scale);
     }
     quant_set(w, n, group, q, scale);

@@ -173,7 +173,8 @@ static void add_carry(const struct recorder *r) {
 }
 
 /* dq by row, dk and dv by index: a document at a time, each with its own keys. */
-static void add_scores_grad(const struct recorder *r, const struct layer_buffers *f, const struct backward_document *d) {
+static void add_scores_grad(const struct recorder *r, const struct layer_buffers *f,
+                            const struct backward_document *d) {
     const struct backward *b = r->b;
     const struct model_config *c = &b->model->config;
     int64_t heads = (int64_t)c->heads * c->head_dim, at = (int64_t)d->start * c->kv_heads * c->head_dim;

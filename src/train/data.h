@@ -24,7 +24,8 @@ struct data {
 /* Opens every source of the recipe, which must outlive the data. */
 int data_open(struct data *data, const struct recipe *recipe, const struct corpus_options *options, looplm_error *err);
 void data_close(struct data *data);
-/* The next unit, at this fraction of the run: pieces of one source, as many as fit into `sequence` positions (at most DATA_DOCUMENTS_MAX), each a document of its own. */
+/* The next unit, at this fraction of the run: pieces of one source, as many as fit into `sequence` positions (at most
+ * DATA_DOCUMENTS_MAX), each a document of its own. */
 struct data_unit {
     int32_t *ids, *targets, *starts; /* the caller's, [sequence] each */
     int32_t n, n_documents;

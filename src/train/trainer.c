@@ -163,11 +163,12 @@ static int check_model(const struct trainer *t, looplm_error *err) {
 
 static int open_engine(struct trainer *t, looplm_error *err) {
     const struct recipe_options *o = options_of(t);
-    struct workers_options workers = {
-        .workers = (int)o->train_workers,
-        .kernels = o->kernels,
-        .batch = o->train_batch,
-        .unit = {.positions_max = (int32_t)o->train_sequence, .documents_max = DATA_DOCUMENTS_MAX, .recompute = o->train_recompute}};
+    struct workers_options workers = {.workers = (int)o->train_workers,
+                                      .kernels = o->kernels,
+                                      .batch = o->train_batch,
+                                      .unit = {.positions_max = (int32_t)o->train_sequence,
+                                               .documents_max = DATA_DOCUMENTS_MAX,
+                                               .recompute = o->train_recompute}};
     struct optimizer_options adam = {.beta1 = o->train_beta1,
                                      .beta2 = o->train_beta2,
                                      .eps = o->train_eps,

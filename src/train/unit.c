@@ -35,11 +35,11 @@ struct unit_loop {
     bool same; /* its rows are those of the loop before */
     struct run *runs;
     struct backward_document *documents; /* [n_documents] */
-    int32_t *index, *source;    /* [rows] index; row in the loop before */
-    real *h, *dh;               /* [rows, D] */
-    real *logit, *dlogit;       /* [rows] of the gate */
-    real *lambda;               /* [rows] */
-    real *lent, *lends;         /* [n] marks by index (backward.h) */
+    int32_t *index, *source;             /* [rows] index; row in the loop before */
+    real *h, *dh;                        /* [rows, D] */
+    real *logit, *dlogit;                /* [rows] of the gate */
+    real *lambda;                        /* [rows] */
+    real *lent, *lends;                  /* [n] marks by index (backward.h) */
     bool any_lent, any_lends;
     struct head_rows head;
     struct loop_buffers buffers;
@@ -53,7 +53,7 @@ struct unit_workspace {
     struct activations *activations; /* [sets] */
     struct kv_pool pool;
     struct kv_sequence *kv; /* [documents_max] */
-    struct kv_lend *lends; /* [n R] */
+    struct kv_lend *lends;  /* [n R] */
     struct head head;
     struct backward backward;
     struct pass pass;
@@ -103,7 +103,8 @@ static void bind_activations(struct carve *carve, struct activations *a, const s
     a->input = a->layers[0].x;
 }
 
-static void bind_loop(struct carve *carve, struct unit_loop *loop, const struct model_config *c, int32_t n, int32_t documents) {
+static void bind_loop(struct carve *carve, struct unit_loop *loop, const struct model_config *c, int32_t n,
+                      int32_t documents) {
     loop->documents = carve_take(carve, documents, sizeof *loop->documents);
     loop->runs = carve_take(carve, n, sizeof *loop->runs);
     loop->index = carve_take(carve, n, sizeof(int32_t));
@@ -172,7 +173,8 @@ static int open_kv(struct unit_workspace *ws, looplm_error *err) {
     int status = kv_pool_init(&ws->pool, ws->model->backend, geometry, blocks, err);
     if (status) return status;
     ws->kv = calloc((size_t)documents, sizeof *ws->kv);
-    if (!ws->kv) return error_set(err, LOOPLM_MEMORY, "training: the tables of %d documents could not be had", documents);
+    if (!ws->kv)
+        return error_set(err, LOOPLM_MEMORY, "training: the tables of %d documents could not be had", documents);
     for (int32_t i = 0; i < documents && !status; i++)
         status = kv_sequence_init(&ws->kv[i], &ws->pool, KV_POLICY_LAST_EXITED, c->loops, n, err);
     return status;
@@ -229,14 +231,21 @@ static int32_t depth_of(const struct unit_workspace *ws, const struct unit_input
     return input->depths ? input->depths[i] : ws->model->config.loops;
 }
 
-static double weight_of(const struct unit_input *input) { return input->weight > 0 ? input->weight : 1; }
-static int32_t document_count(const struct unit_input *input) { return input->n_documents ? input->n_documents : 1; }
-static int32_t document_start(const struct unit_input *input, int32_t d) { return input->n_documents ? input->starts[d] : 0; }
+static double weight_of(const struct unit_input *input) {
+    return input->weight > 0 ? input->weight : 1;
+}
+static int32_t document_count(const struct unit_input *input) {
+    return input->n_documents ? input->n_documents : 1;
+}
+static int32_t document_start(const struct unit_input *input, int32_t d) {
+    return input->n_documents ? input->starts[d] : 0;
+}
 static int32_t document_end(const struct unit_input *input, int32_t d) {
     return d + 1 < input->n_documents ? input->starts[d + 1] : input->n;
 }
 
-/* Adds index i of a document to the loop: its row, its run, its place in the head's list. `source` is its row in the loop before. */
+/* Adds index i of a document to the loop: its row, its run, its place in the head's list. `source` is its row in the
+ * loop before. */
 static void add_row(struct unit_workspace *ws, struct unit_loop *loop, const struct unit_input *input, int32_t r,
                     int32_t d, int32_t i, int32_t source) {
     struct backward_document *document = &loop->documents[d];
@@ -258,10 +267,12 @@ static void add_row(struct unit_workspace *ws, struct unit_loop *loop, const str
 }
 
 /* The rows of one document at loop r; returns the rows that it had in the loop before. */
-static int32_t plan_document(struct unit_workspace *ws, const struct unit_input *input, int32_t r, int32_t d, int32_t source) {
+static int32_t plan_document(struct unit_workspace *ws, const struct unit_input *input, int32_t r, int32_t d,
+                             int32_t source) {
     int32_t loops = ws->model->config.loops, start = document_start(input, d), end = document_end(input, d);
     struct unit_loop *loop = &ws->loops[r];
-    loop->documents[d] = (struct backward_document){.start = start, .positions = end - start, .first_run = loop->n_runs};
+    loop->documents[d] =
+        (struct backward_document){.start = start, .positions = end - start, .first_run = loop->n_runs};
     for (int32_t i = start; i < end; i++) {
         int32_t depth = depth_of(ws, input, i);
         CHECK_LE(1, depth);
@@ -293,7 +304,8 @@ static void plan(struct unit_workspace *ws, const struct unit_input *input) {
     }
 }
 
-/* Each document's sequence begins again, with blocks for its positions: first those that shrink, then those that grow. */
+/* Each document's sequence begins again, with blocks for its positions: first those that shrink, then those that grow.
+ */
 static void restart_documents(struct unit_workspace *ws, const struct unit_input *input) {
     int32_t documents = document_count(input);
     for (int32_t d = 0; d < ws->options.documents_max; d++) {
@@ -403,7 +415,8 @@ static void exit_distribution(struct unit_workspace *ws, const struct unit_input
     for (int32_t r = 0; r < ws->used; r++) {
         struct unit_loop *loop = &ws->loops[r];
         for (int32_t i = 0; i < loop->head.count; i++)
-            loop->head.weight[i] = (real)weight_of(input) * ws->p[(int64_t)r * input->n + loop->index[loop->head.row[i]]];
+            loop->head.weight[i] =
+                (real)weight_of(input) * ws->p[(int64_t)r * input->n + loop->index[loop->head.row[i]]];
     }
 }
 

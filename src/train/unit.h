@@ -13,14 +13,15 @@
 #include "model/params.h"
 #include "train/objective.h"
 
-/* One sequence, or several packed ones. targets[i] is the id that position i should predict, or -1 where nothing is asked of it. depths (NULL:
- * all R) are forced exits under last-exited: position i runs depths[i] loops, and its loss is over those alone. */
+/* One sequence, or several packed ones. targets[i] is the id that position i should predict, or -1 where nothing is
+ * asked of it. depths (NULL: all R) are forced exits under last-exited: position i runs depths[i] loops, and its loss
+ * is over those alone. */
 struct unit_input {
     const int32_t *ids, *targets;
     const uint8_t *depths;
     int32_t n;
-    /* Documents packed into the unit: document i begins at index starts[i] (starts[0] is 0) and is a sequence of its own, from position 0, which sees nothing of
-     * the others. n_documents 0 (starts NULL): one. */
+    /* Documents packed into the unit: document i begins at index starts[i] (starts[0] is 0) and is a sequence of its
+     * own, from position 0, which sees nothing of the others. n_documents 0 (starts NULL): one. */
     const int32_t *starts;
     int32_t n_documents;
     double weight; /* of the unit's gradient; 0 means 1. The result's sums are not weighted. */

@@ -1,7 +1,8 @@
 /* The bits promise: whoever asks for a row, and in whatever company it runs, it has the same bits.
  *
- * Five tokens, three loops, all 243 vectors of forced depths, both KV policies: one token at a time, in chunks, replayed at recorded depths, by the trainer's
- * forward pass, and saved and resumed. Then batches, threads and kernel tables. KV blocks are poisoned with NaN between uses throughout. */
+ * Five tokens, three loops, all 243 vectors of forced depths, both KV policies: one token at a time, in chunks,
+ * replayed at recorded depths, by the trainer's forward pass, and saved and resumed. Then batches, threads and kernel
+ * tables. KV blocks are poisoned with NaN between uses throughout. */
 #include "base/file.h"
 #include "engine/session_file.h"
 #include "support/support.h"
@@ -37,7 +38,12 @@ static void keep(void *context, struct sequence *sequence, const struct predicti
 static struct engine *engine_of(struct tiny *tiny, int32_t rows_max, int32_t sequences, enum kv_type kv_type) {
     struct engine *engine;
     looplm_error err = {0};
-    struct engine_options options = {.rows_max = rows_max, .sequences_max = sequences, .kv_positions = 64 * sequences, .planes = R, .kv_type = kv_type, .poison = true};
+    struct engine_options options = {.rows_max = rows_max,
+                                     .sequences_max = sequences,
+                                     .kv_positions = 64 * sequences,
+                                     .planes = R,
+                                     .kv_type = kv_type,
+                                     .poison = true};
     if (engine_open(&engine, tiny->model, &options, &err)) fail_msg("%s", err.message);
     return engine;
 }
@@ -45,7 +51,13 @@ static struct engine *engine_of(struct tiny *tiny, int32_t rows_max, int32_t seq
 static struct sequence *sequence_of(struct engine *engine, enum kv_policy policy, struct result *result) {
     struct sequence *s;
     looplm_error err = {0};
-    struct sequence_options options = {.rule = {.kind = EXIT_FULL}, .policy = policy, .capacity = 64, .sampler = {0, 1, 0, 0, 1, 0}, .score = true, .on_prediction = keep, .context = result};
+    struct sequence_options options = {.rule = {.kind = EXIT_FULL},
+                                       .policy = policy,
+                                       .capacity = 64,
+                                       .sampler = {0, 1, 0, 0, 1, 0},
+                                       .score = true,
+                                       .on_prediction = keep,
+                                       .context = result};
     if (sequence_open(&s, engine, &options, &err)) fail_msg("%s", err.message);
     return s;
 }
@@ -58,23 +70,27 @@ static void run_to_idle(struct engine *engine) {
 }
 
 /* Feeds positions [first, last) in pieces of `piece`. */
-static void feed(struct sequence *s, struct engine *engine, const uint8_t *depths, int32_t first, int32_t last, int32_t piece) {
+static void feed(struct sequence *s, struct engine *engine, const uint8_t *depths, int32_t first, int32_t last,
+                 int32_t piece) {
     looplm_error err = {0};
     for (int32_t i = first; i < last; i += piece) {
-        if (sequence_feed(s, ids + i, depths + i, last - i < piece ? last - i : piece, &err)) fail_msg("%s", err.message);
+        if (sequence_feed(s, ids + i, depths + i, last - i < piece ? last - i : piece, &err))
+            fail_msg("%s", err.message);
         run_to_idle(engine);
     }
 }
 
-static void assert_same(const char *how, const uint8_t *d, const struct result *a, const struct result *b, int32_t from) {
+static void assert_same(const char *how, const uint8_t *d, const struct result *a, const struct result *b,
+                        int32_t from) {
     for (int32_t i = from; i < N; i++) {
-        if (memcmp(a->logits[i], b->logits[i], sizeof a->logits[i]) || a->lse[i] != b->lse[i] || a->loops[i] != b->loops[i] ||
-            memcmp(a->probs[i], b->probs[i], (size_t)a->loops[i] * sizeof(float)))
+        if (memcmp(a->logits[i], b->logits[i], sizeof a->logits[i]) || a->lse[i] != b->lse[i] ||
+            a->loops[i] != b->loops[i] || memcmp(a->probs[i], b->probs[i], (size_t)a->loops[i] * sizeof(float)))
             fail_msg("%s: position %d differs at depths %d%d%d%d%d", how, i, d[0], d[1], d[2], d[3], d[4]);
     }
 }
 
-static void one_way(struct engine *engine, enum kv_policy policy, const uint8_t *depths, int32_t piece, struct result *result) {
+static void one_way(struct engine *engine, enum kv_policy policy, const uint8_t *depths, int32_t piece,
+                    struct result *result) {
     struct sequence *s = sequence_of(engine, policy, result);
     feed(s, engine, depths, 0, N, piece);
     sequence_close(s);
@@ -94,7 +110,8 @@ static void replay(struct engine *engine, enum kv_policy policy, const uint8_t *
 }
 
 /* Two tokens, saved, resumed in another sequence, three more. */
-static void save_resume(struct engine *engine, enum kv_policy policy, const uint8_t *depths, const char *path, struct result *result) {
+static void save_resume(struct engine *engine, enum kv_policy policy, const uint8_t *depths, const char *path,
+                        struct result *result) {
     looplm_error err = {0};
     struct sequence *s = sequence_of(engine, policy, result);
     feed(s, engine, depths, 0, 2, 1);
@@ -109,10 +126,13 @@ static void save_resume(struct engine *engine, enum kv_policy policy, const uint
     sequence_close(s);
 }
 
-/* The trainer's cross-entropy and exit probabilities at each position's own exit. Under `full` a token's row is the one that ran at full depth. */
-static void assert_training_same(struct unit_workspace *ws, enum kv_policy policy, const uint8_t *depths, const struct result *want) {
+/* The trainer's cross-entropy and exit probabilities at each position's own exit. Under `full` a token's row is the one
+ * that ran at full depth. */
+static void assert_training_same(struct unit_workspace *ws, enum kv_policy policy, const uint8_t *depths,
+                                 const struct result *want) {
     int32_t targets[N] = {1, 2, 66, 4, 0};
-    struct unit_input input = {.ids = ids, .targets = targets, .depths = policy == KV_POLICY_LAST_EXITED ? depths : NULL, .n = N};
+    struct unit_input input = {
+        .ids = ids, .targets = targets, .depths = policy == KV_POLICY_LAST_EXITED ? depths : NULL, .n = N};
     struct objective objective = {.kind = OBJECTIVE_STAGE1, .beta = 0.1};
     struct unit_result sums;
     real ce[R][N], probs[R][N];
@@ -120,9 +140,13 @@ static void assert_training_same(struct unit_workspace *ws, enum kv_policy polic
     for (int32_t i = 0; i < N; i++) {
         int32_t r = depths[i] - 1;
         real expected = want->lse[i] - want->logits[i][targets[i]];
-        if (ce[r][i] != expected) fail_msg("training forward: position %d at depths %d%d%d%d%d: cross-entropy %.9g, engine %.9g", i, depths[0], depths[1], depths[2], depths[3], depths[4], (double)ce[r][i], (double)expected);
+        if (ce[r][i] != expected)
+            fail_msg("training forward: position %d at depths %d%d%d%d%d: cross-entropy %.9g, engine %.9g", i,
+                     depths[0], depths[1], depths[2], depths[3], depths[4], (double)ce[r][i], (double)expected);
         for (int32_t k = 0; k < r; k++)
-            if ((float)probs[k][i] != want->probs[i][k]) fail_msg("training forward: p(%d) of position %d: %.9g, engine %.9g", k + 1, i, (double)probs[k][i], (double)want->probs[i][k]);
+            if ((float)probs[k][i] != want->probs[i][k])
+                fail_msg("training forward: p(%d) of position %d: %.9g, engine %.9g", k + 1, i, (double)probs[k][i],
+                         (double)want->probs[i][k]);
     }
 }
 
@@ -140,7 +164,8 @@ static void every_depth_vector(enum kv_type kv_type, enum weight_type weights) {
     struct result before = {0};
     for (int policy = KV_POLICY_LAST_EXITED; policy <= KV_POLICY_FULL; policy++) {
         for (int v = 0; v < 243; v++) {
-            uint8_t d[N] = {(uint8_t)(v % 3 + 1), (uint8_t)(v / 3 % 3 + 1), (uint8_t)(v / 9 % 3 + 1), (uint8_t)(v / 27 % 3 + 1), (uint8_t)(v / 81 + 1)};
+            uint8_t d[N] = {(uint8_t)(v % 3 + 1), (uint8_t)(v / 3 % 3 + 1), (uint8_t)(v / 9 % 3 + 1),
+                            (uint8_t)(v / 27 % 3 + 1), (uint8_t)(v / 81 + 1)};
             struct result decode = {0}, other = {0};
             one_way(engine, (enum kv_policy)policy, d, 1, &decode);
             one_way(engine, (enum kv_policy)policy, d, N, &other);
@@ -197,7 +222,8 @@ static void in_batch(struct engine *engine, enum kv_policy policy, struct result
         bool ran;
         for (int i = 0; i < 16; i++)
             if (sequence_feed(s[i], ids + j, &d[i][j], 1, &err)) fail_msg("%s", err.message);
-        if (engine_step(engine, &ran, &err)) fail_msg("%s", err.message); /* one step, not to idle: sequences drift apart */
+        if (engine_step(engine, &ran, &err))
+            fail_msg("%s", err.message); /* one step, not to idle: sequences drift apart */
     }
     run_to_idle(engine);
     for (int i = 0; i < 16; i++) sequence_close(s[i]);
@@ -208,7 +234,8 @@ static void in_batch(struct engine *engine, enum kv_policy policy, struct result
     }
 }
 
-/* Batches on every table with one, two and three threads: with f32, q8 and q4 weights all of them have the same bits. */
+/* Batches on every table with one, two and three threads: with f32, q8 and q4 weights all of them have the same bits.
+ */
 static void every_table(enum weight_type weights) {
     static struct result first[2][16], here[16];
     bool have_first = false;
@@ -221,7 +248,8 @@ static void every_table(enum weight_type weights) {
                 memset(here, 0, sizeof here);
                 in_batch(engine, (enum kv_policy)policy, here);
                 if (!have_first) memcpy(first[policy], here, sizeof here);
-                if (memcmp(first[policy], here, sizeof here)) fail_msg("table %s with %d threads differs from the first", (*t)->name, threads);
+                if (memcmp(first[policy], here, sizeof here))
+                    fail_msg("table %s with %d threads differs from the first", (*t)->name, threads);
             }
             have_first = true;
             engine_close(engine);
@@ -238,6 +266,8 @@ static void test_batch_threads_tables(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_q8), cmocka_unit_test(test_q4), cmocka_unit_test(test_batch_threads_tables)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16),
+                                       cmocka_unit_test(test_q8), cmocka_unit_test(test_q4),
+                                       cmocka_unit_test(test_batch_threads_tables)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

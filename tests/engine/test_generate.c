@@ -1,4 +1,5 @@
-/* Generation: exits save their loops for real, rules at their ends meet each other, batches change nothing, and public sessions resume with the same bits. */
+/* Generation: exits save their loops for real, rules at their ends meet each other, batches change nothing, and public
+ * sessions resume with the same bits. */
 #include "base/file.h"
 #include "engine/engine.h"
 #include "engine/study.h"
@@ -37,17 +38,28 @@ static void take(void *context, struct sequence *s, const struct prediction *p) 
 static struct engine *open_engine(struct tiny *tiny, int32_t rows, int32_t planes) {
     struct engine *engine;
     looplm_error err;
-    struct engine_options options = {.rows_max = rows, .sequences_max = 16, .kv_positions = 16 * 64, .planes = planes, .kv_type = KV_F32, .poison = true};
+    struct engine_options options = {.rows_max = rows,
+                                     .sequences_max = 16,
+                                     .kv_positions = 16 * 64,
+                                     .planes = planes,
+                                     .kv_type = KV_F32,
+                                     .poison = true};
     if (engine_open(&engine, tiny->model, &options, &err)) fail_msg("%s", err.message);
     return engine;
 }
 
-static struct sequence *start(struct engine *engine, const char *rule, enum kv_policy policy, uint64_t seed, struct made *made) {
+static struct sequence *start(struct engine *engine, const char *rule, enum kv_policy policy, uint64_t seed,
+                              struct made *made) {
     struct sequence *s = NULL;
     looplm_error err;
-    struct sequence_options options = {.policy = policy, .capacity = 64, .sampler = {seed ? 1.0f : 0.0f, 1, 0, 0, 1, seed}, .on_prediction = take, .context = made};
+    struct sequence_options options = {.policy = policy,
+                                       .capacity = 64,
+                                       .sampler = {seed ? 1.0f : 0.0f, 1, 0, 0, 1, seed},
+                                       .on_prediction = take,
+                                       .context = made};
     *made = (struct made){0};
-    if (exit_rule_parse(&options.rule, rule, &err) || sequence_open(&s, engine, &options, &err)) fail_msg("%s", err.message);
+    if (exit_rule_parse(&options.rule, rule, &err) || sequence_open(&s, engine, &options, &err))
+        fail_msg("%s", err.message);
     sequence_generate(s, true);
     if (sequence_feed(s, prompt, NULL, PROMPT, &err)) fail_msg("%s", err.message);
     return s;
@@ -64,7 +76,8 @@ static int32_t run(struct engine *engine) {
     return passes;
 }
 
-static int32_t generate(struct engine *engine, const char *rule, enum kv_policy policy, uint64_t seed, struct made *made) {
+static int32_t generate(struct engine *engine, const char *rule, enum kv_policy policy, uint64_t seed,
+                        struct made *made) {
     struct sequence *s = start(engine, rule, policy, seed, made);
     int32_t passes = run(engine);
     assert_int_equal(made->n, MADE);
@@ -72,9 +85,12 @@ static int32_t generate(struct engine *engine, const char *rule, enum kv_policy 
     return passes;
 }
 
-static void assert_made_equal(const struct made *a, const struct made *b) { assert_memory_equal(a, b, sizeof *a); }
+static void assert_made_equal(const struct made *a, const struct made *b) {
+    assert_memory_equal(a, b, sizeof *a);
+}
 
-/* A token that leaves at loop e costs e passes. The first token comes with the prompt's R passes; the last one generated is never run. */
+/* A token that leaves at loop e costs e passes. The first token comes with the prompt's R passes; the last one
+ * generated is never run. */
 static void test_exit_saves_passes(void **state) {
     (void)state;
     struct tiny tiny;
@@ -104,7 +120,8 @@ static void test_rules_meet(void **state) {
     struct engine *engine = open_engine(&tiny, 32, 6);
     for (uint64_t seed = 0; seed < 2; seed++) {
         generate(engine, "full", KV_POLICY_LAST_EXITED, seed, &full);
-        static const char *const same[] = {"q=1", "q=1.5", "diff=0", "conf=1.01", "loops=4", "q=0,min=4", "full,min=1,max=4"};
+        static const char *const same[] = {"q=1",     "q=1.5",     "diff=0",          "conf=1.01",
+                                           "loops=4", "q=0,min=4", "full,min=1,max=4"};
         for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
             generate(engine, same[i], KV_POLICY_LAST_EXITED, seed, &other);
             assert_made_equal(&full, &other);
@@ -135,7 +152,8 @@ static void take_mixed(void *context, struct sequence *s, const struct predictio
     m->seen = p->loops;
 }
 
-/* mix: the p-weighted mean of every loop's logits at the last prompt position, from study's hidden states by plain arithmetic. */
+/* mix: the p-weighted mean of every loop's logits at the last prompt position, from study's hidden states by plain
+ * arithmetic. */
 static void test_mix(void **state) {
     (void)state;
     struct tiny tiny;
@@ -144,7 +162,11 @@ static void test_mix(void **state) {
     struct mixed got = {0};
     struct sequence *s;
     looplm_error err;
-    struct sequence_options options = {.rule = {.kind = EXIT_MIX}, .capacity = 64, .sampler = {0, 1, 0, 0, 1, 0}, .on_prediction = take_mixed, .context = &got};
+    struct sequence_options options = {.rule = {.kind = EXIT_MIX},
+                                       .capacity = 64,
+                                       .sampler = {0, 1, 0, 0, 1, 0},
+                                       .on_prediction = take_mixed,
+                                       .context = &got};
     assert_int_equal(sequence_open(&s, engine, &options, &err), 0);
     sequence_generate(s, true);
     assert_int_equal(sequence_feed(s, prompt, NULL, PROMPT, &err), 0);
@@ -160,7 +182,8 @@ static void test_mix(void **state) {
         double want = 0;
         for (int r = 0; r < R; r++) {
             double logit = 0;
-            for (int d = 0; d < 32; d++) logit += (double)study.hidden[(r * PROMPT + PROMPT - 1) * 32 + d] * (double)head[v * 32 + d];
+            for (int d = 0; d < 32; d++)
+                logit += (double)study.hidden[(r * PROMPT + PROMPT - 1) * 32 + d] * (double)head[v * 32 + d];
             want += (double)study.exit[r * PROMPT + PROMPT - 1] * logit;
         }
         assert_true(fabs(want - (double)got.logits[v]) < 1e-4 * (1 + fabs(want)));
@@ -171,17 +194,20 @@ static void test_mix(void **state) {
     tiny_close(&tiny);
 }
 
-/* Sixteen sequences with rules and seeds of their own, in one batch: each is what it is alone, and no pass is spent on nothing. */
+/* Sixteen sequences with rules and seeds of their own, in one batch: each is what it is alone, and no pass is spent on
+ * nothing. */
 static void test_batch(void **state) {
     (void)state;
-    static const char *const rules[] = {"full", "q=0.6", "q=0.4", "diff=0.6", "conf=0.2", "loops=3", "mix", "q=0.8,min=2"};
+    static const char *const rules[] = {"full",     "q=0.6",   "q=0.4", "diff=0.6",
+                                        "conf=0.2", "loops=3", "mix",   "q=0.8,min=2"};
     struct tiny tiny;
     static struct made together[16];
     struct made alone;
     tiny_open(&tiny, R, WEIGHT_F32, NULL, 2);
     struct engine *engine = open_engine(&tiny, 16, R); /* too few rows for all prompts at once */
     struct sequence *s[16];
-    for (int i = 0; i < 16; i++) s[i] = start(engine, rules[i % 8], i % 3 ? KV_POLICY_LAST_EXITED : KV_POLICY_FULL, (uint64_t)i, &together[i]);
+    for (int i = 0; i < 16; i++)
+        s[i] = start(engine, rules[i % 8], i % 3 ? KV_POLICY_LAST_EXITED : KV_POLICY_FULL, (uint64_t)i, &together[i]);
     run(engine);
     for (int i = 0; i < 16; i++) sequence_close(s[i]);
     for (int i = 0; i < 16; i++) {
@@ -192,8 +218,8 @@ static void test_batch(void **state) {
     tiny_close(&tiny);
 }
 
-/* full: rows that left early wait for a pass to drag them along. However few rows a pass has, they all get there: while tokens are generated, and when a
- * second turn comes on top of them. */
+/* full: rows that left early wait for a pass to drag them along. However few rows a pass has, they all get there: while
+ * tokens are generated, and when a second turn comes on top of them. */
 static void test_backlog(void **state) {
     (void)state;
     static const int32_t rows[] = {64, 1, 3, 8, 16, 20};
@@ -245,14 +271,16 @@ static void test_too_many_planes(void **state) {
     struct engine *engine = open_engine(&tiny, 32, R);
     struct sequence *s;
     looplm_error err;
-    struct sequence_options options = {.rule = {.kind = EXIT_LOOPS, .loops = R + 2}, .capacity = 64, .sampler = {0, 1, 0, 0, 1, 0}};
+    struct sequence_options options = {
+        .rule = {.kind = EXIT_LOOPS, .loops = R + 2}, .capacity = 64, .sampler = {0, 1, 0, 0, 1, 0}};
     assert_int_equal(sequence_open(&s, engine, &options, &err), LOOPLM_LIMIT);
     support_assert_error(&err, LOOPLM_LIMIT, "6 loops", "4", NULL);
     engine_close(engine);
     tiny_close(&tiny);
 }
 
-/* ---- the public interface, on a committed model directory -------------------------------------------------------------- */
+/* ---- the public interface, on a committed model directory
+ * -------------------------------------------------------------- */
 
 static looplm_model *open_golden(int threads) {
     char *directory = support_source_path("tests/golden/ouro-mha-r4");
@@ -278,7 +306,12 @@ static void test_session_resumes(void **state) {
     looplm_error err;
     char *scratch = support_make_directory(), *path = file_join(scratch, "s.session");
     for (int policy = 0; policy < 2; policy++) {
-        looplm_session_options options = {.exit = "q=0.5", .kv = policy ? "full" : "last-exited", .context = 64, .temperature = 0.9f, .top_p = 0.9f, .seed = 3};
+        looplm_session_options options = {.exit = "q=0.5",
+                                          .kv = policy ? "full" : "last-exited",
+                                          .context = 64,
+                                          .temperature = 0.9f,
+                                          .top_p = 0.9f,
+                                          .seed = 3};
         looplm_session *a, *b;
         looplm_token straight[20], resumed[20];
         assert_int_equal(looplm_session_open(&a, model, &options, &err), 0);
@@ -305,7 +338,8 @@ static void test_session_resumes(void **state) {
     looplm_model_close(model);
 }
 
-/* A generated token and a second turn that were not run yet, saved: each keeps the depth that was asked for it. The ids are aligned whatever stands beside them. */
+/* A generated token and a second turn that were not run yet, saved: each keeps the depth that was asked for it. The ids
+ * are aligned whatever stands beside them. */
 static void save_between_turns(looplm_model *model, const looplm_session_options *options, const char *path) {
     looplm_error err;
     looplm_session *a, *b;
@@ -379,7 +413,8 @@ static void *make_tokens(void *context) {
     for (int i = 0; i < 2; i++) {
         looplm_session_options options = {.exit = w->exit, .context = 64, .temperature = 1, .seed = 5};
         looplm_session *s = NULL;
-        w->failures += looplm_session_open(&s, w->model, &options, NULL) || looplm_session_feed(s, prompt, PROMPT, NULL);
+        w->failures +=
+            looplm_session_open(&s, w->model, &options, NULL) || looplm_session_feed(s, prompt, PROMPT, NULL);
         for (int j = 0; j < 12 && !w->failures; j++) w->failures += looplm_session_next(s, &w->made[i][j], NULL) != 0;
         looplm_session_close(s);
     }
@@ -431,15 +466,26 @@ static void test_session_errors(void **state) {
     assert_int_equal(looplm_session_load(&s, model, weights, &err), LOOPLM_FORMAT);
     support_assert_error(&err, LOOPLM_FORMAT, "not a saved session", NULL);
     free(weights);
-    looplm_session_options bad[] = {{.exit = "q=2x"}, {.kv = "ful"}, {.kv_type = "f16"}, {.context = 1 << 30}, {.temperature = -1}};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_int_equal(looplm_session_open(&s, model, &bad[i], &err), LOOPLM_USAGE);
+    looplm_session_options bad[] = {
+        {.exit = "q=2x"}, {.kv = "ful"}, {.kv_type = "f16"}, {.context = 1 << 30}, {.temperature = -1}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(looplm_session_open(&s, model, &bad[i], &err), LOOPLM_USAGE);
     support_remove_directory(scratch);
     looplm_model_close(model);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exit_saves_passes), cmocka_unit_test(test_rules_meet), cmocka_unit_test(test_mix), cmocka_unit_test(test_batch), cmocka_unit_test(test_backlog),
-                                       cmocka_unit_test(test_conf_reads_once), cmocka_unit_test(test_too_many_planes), cmocka_unit_test(test_session_backlog), cmocka_unit_test(test_threads),
-                                       cmocka_unit_test(test_session_resumes), cmocka_unit_test(test_session_turns), cmocka_unit_test(test_session_errors)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exit_saves_passes),
+                                       cmocka_unit_test(test_rules_meet),
+                                       cmocka_unit_test(test_mix),
+                                       cmocka_unit_test(test_batch),
+                                       cmocka_unit_test(test_backlog),
+                                       cmocka_unit_test(test_conf_reads_once),
+                                       cmocka_unit_test(test_too_many_planes),
+                                       cmocka_unit_test(test_session_backlog),
+                                       cmocka_unit_test(test_threads),
+                                       cmocka_unit_test(test_session_resumes),
+                                       cmocka_unit_test(test_session_turns),
+                                       cmocka_unit_test(test_session_errors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
-/* The forward pass against the PyTorch twin and transformers (tests/golden, docs/golden.md): logits, hidden states, lambda and p of every loop, on every
- * kernel table, within 1e-4 of the largest value with f32 weights; and bf16 within what rounding the inputs of products explains. */
+/* The forward pass against the PyTorch twin and transformers (tests/golden, docs/golden.md): logits, hidden states,
+ * lambda and p of every loop, on every kernel table, within 1e-4 of the largest value with f32 weights; and bf16 within
+ * what rounding the inputs of products explains. */
 #include "base/file.h"
 #include "base/random.h"
 #include "engine/study.h"
@@ -32,10 +33,12 @@ static double difference(const float *a, const float *b, int64_t n) {
     return worst / largest;
 }
 
-static void check(const char *what, const char *directory, const char *table, const float *a, const float *b, int64_t n, double tolerance) {
+static void check(const char *what, const char *directory, const char *table, const float *a, const float *b, int64_t n,
+                  double tolerance) {
     if (!b) return;
     double d = difference(a, b, n);
-    if (!(d <= tolerance)) fail_msg("%s, table %s: %s differs by %.2e, allowed %.1e", directory, table, what, d, tolerance);
+    if (!(d <= tolerance))
+        fail_msg("%s, table %s: %s differs by %.2e, allowed %.1e", directory, table, what, d, tolerance);
 }
 
 static void run_case(const char *directory, const char *table, double tolerance) {
@@ -54,17 +57,21 @@ static void run_case(const char *directory, const char *table, double tolerance)
 
     struct study study;
     if (study_run(&study, model, safetensors_data(&st, ids), n, 0, KV_F32, &err)) fail_msg("%s", err.message);
-    check("hidden", directory, table, study.hidden, golden(&st, "hidden", (int64_t)loops * n * model->config.hidden), (int64_t)loops * n * model->config.hidden, tolerance);
+    check("hidden", directory, table, study.hidden, golden(&st, "hidden", (int64_t)loops * n * model->config.hidden),
+          (int64_t)loops * n * model->config.hidden, tolerance);
     if (study.gate) {
-        check("gate", directory, table, study.gate, golden(&st, "gate", (int64_t)loops * n), (int64_t)loops * n, tolerance);
-        check("exit", directory, table, study.exit, golden(&st, "exit", (int64_t)loops * n), (int64_t)loops * n, tolerance);
+        check("gate", directory, table, study.gate, golden(&st, "gate", (int64_t)loops * n), (int64_t)loops * n,
+              tolerance);
+        check("exit", directory, table, study.exit, golden(&st, "exit", (int64_t)loops * n), (int64_t)loops * n,
+              tolerance);
     }
     char *scratch = support_make_directory(), *out = file_join(scratch, "out.safetensors");
     if (study_write(&study, out, &err)) fail_msg("%s", err.message);
     struct safetensors written;
     assert_int_equal(safetensors_open(&written, out, &err), 0);
     int64_t logits = (int64_t)loops * n * model->config.vocab;
-    check("logits", directory, table, golden(&written, "logits", logits), golden(&st, "logits", logits), logits, tolerance);
+    check("logits", directory, table, golden(&written, "logits", logits), golden(&st, "logits", logits), logits,
+          tolerance);
     safetensors_close(&written);
     study_free(&study);
     safetensors_close(&st);
@@ -104,14 +111,17 @@ static void each_table(void (*run)(const char *table)) {
     }
 }
 
-static void table_f32(const char *table) { assert_true(run_all(table, 1e-4) >= 11); }
+static void table_f32(const char *table) {
+    assert_true(run_all(table, 1e-4) >= 11);
+}
 
 static void test_f32(void **state) {
     (void)state;
     each_table(table_f32);
 }
 
-/* ---- bf16 ------------------------------------------------------------------------------------------------------------- */
+/* ---- bf16
+ * ------------------------------------------------------------------------------------------------------------- */
 
 static void hidden_states(struct model *model, enum kv_type kv, struct study *study) {
     static const int32_t ids[] = {5, 1, 44, 17, 3, 29, 60, 8, 21, 2, 33, 12};
@@ -132,14 +142,16 @@ static void disturb(struct params *params, uint64_t seed) {
         const struct tensor_spec *spec = &params->table.specs[i];
         if (spec->dims != 2 || !spec->decayed) continue;
         real *w = params->data + spec->offset;
-        for (int64_t j = 0; j < spec->rows * spec->cols; j++) w[j] *= (real)(1 + 1.7320508 / 512 * (2.0 * (double)random_unit(random_next(&random)) - 1));
+        for (int64_t j = 0; j < spec->rows * spec->cols; j++)
+            w[j] *= (real)(1 + 1.7320508 / 512 * (2.0 * (double)random_unit(random_next(&random)) - 1));
     }
 }
 
-/* The bound: rounding an input to bf16 moves it by at most 2^-9 of itself. A product rounds both its inputs and attention reads rounded keys and values, three errors of
- * at most 2^-9 on the way of any term, independent of each other; so the result may be as far from the f32 one as it is when every weight is moved at random
- * by sqrt(3) 2^-9, carried through all layers and loops by the model itself. The root mean squares are compared, with a factor of 2 for the scatter between
- * draws; and the error must be more than a thirtieth of it, or bf16 was not used. */
+/* The bound: rounding an input to bf16 moves it by at most 2^-9 of itself. A product rounds both its inputs and
+ * attention reads rounded keys and values, three errors of at most 2^-9 on the way of any term, independent of each
+ * other; so the result may be as far from the f32 one as it is when every weight is moved at random by sqrt(3) 2^-9,
+ * carried through all layers and loops by the model itself. The root mean squares are compared, with a factor of 2 for
+ * the scatter between draws; and the error must be more than a thirtieth of it, or bf16 was not used. */
 static void bf16_case(const char *directory, const char *table) {
     looplm_error err = {0};
     struct backend *backend;
@@ -161,7 +173,8 @@ static void bf16_case(const char *directory, const char *table) {
     hidden_states(f32, KV_F32, &moved);
     explained = rms_difference(moved.hidden, exact.hidden, n);
     if (!(error <= 2 * explained) || !(error >= explained / 30))
-        fail_msg("%s, table %s: bf16 moves the hidden states by %.2e (rms); rounding explains %.2e", directory, table, error, explained);
+        fail_msg("%s, table %s: bf16 moves the hidden states by %.2e (rms); rounding explains %.2e", directory, table,
+                 error, explained);
     study_free(&exact);
     study_free(&rounded);
     study_free(&moved);
@@ -172,7 +185,8 @@ static void bf16_case(const char *directory, const char *table) {
 }
 
 static void table_bf16(const char *table) {
-    static const char *const cases[] = {"ouro-mha-r4", "ouro-gqa-tied-r3", "ouro-r1", "ouro-r8", "qwen3-tied", "llama-gqa"};
+    static const char *const cases[] = {"ouro-mha-r4", "ouro-gqa-tied-r3", "ouro-r1",
+                                        "ouro-r8",     "qwen3-tied",       "llama-gqa"};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char name[64];
         snprintf(name, sizeof name, "tests/golden/%s", cases[i]);

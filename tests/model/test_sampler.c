@@ -143,7 +143,8 @@ static void test_not_finite(void **state) {
     for (int first = 0; first < 3; first++)
         for (int rest = 0; rest < 3; rest++) {
             real logits[V];
-            for (int i = 0; i < V; i++) logits[i] = (real)(i < 2 ? strange[first] : i % 2 ? strange[rest] : (float)i / V);
+            for (int i = 0; i < V; i++)
+                logits[i] = (real)(i < 2 ? strange[first] : i % 2 ? strange[rest] : (float)i / V);
             struct sampler_options o = plain(1, 3);
             for (int filters = 0; filters < 8; filters++) {
                 o.top_k = filters & 1 ? 40 : 0;
@@ -213,8 +214,9 @@ static void test_bad_options(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy), cmocka_unit_test(test_frequencies),
-                                       cmocka_unit_test(test_filters), cmocka_unit_test(test_pure),
-                                       cmocka_unit_test(test_min_p_alone), cmocka_unit_test(test_bad_options), cmocka_unit_test(test_not_finite)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy),      cmocka_unit_test(test_frequencies),
+                                       cmocka_unit_test(test_filters),     cmocka_unit_test(test_pure),
+                                       cmocka_unit_test(test_min_p_alone), cmocka_unit_test(test_bad_options),
+                                       cmocka_unit_test(test_not_finite)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

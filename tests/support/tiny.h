@@ -11,7 +11,8 @@ struct tiny {
     struct model *model;
 };
 
-/* hidden 32, ffn 48 (64 where q8 or q4 want whole groups), 2 layers, 4 heads over 2 kv heads, vocabulary 67, R loops; gate weights large enough that lambda varies. Aborts the test on failure. */
+/* hidden 32, ffn 48 (64 where q8 or q4 want whole groups), 2 layers, 4 heads over 2 kv heads, vocabulary 67, R loops;
+ * gate weights large enough that lambda varies. Aborts the test on failure. */
 void tiny_open(struct tiny *tiny, int32_t loops, enum weight_type type, const char *table, int threads);
 void tiny_close(struct tiny *tiny);
 

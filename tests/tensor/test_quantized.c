@@ -1,5 +1,5 @@
-/* 8- and 4-bit weights: the error of the formats, products on the scalar table against sums in double of what is stored, and equal bits
- * on every table for any rows, threads and hostile values. */
+/* 8- and 4-bit weights: the error of the formats, products on the scalar table against sums in double of what is
+ * stored, and equal bits on every table for any rows, threads and hostile values. */
 #include "support/kernels.h"
 #include "support/support.h"
 #include "tensor/quant.h"
@@ -14,7 +14,8 @@ static const struct shape {
     int n, k;
 } shapes[] = {{1, 32}, {15, 64}, {16, 96}, {48, 32}, {64, 64}, {65, 160}, {113, 96}, {128, 32}, {150, 224}};
 
-/* ---- the formats --------------------------------------------------------------------------------------------------- */
+/* ---- the formats ---------------------------------------------------------------------------------------------------
+ */
 
 static double squared_error(const float *x, const int8_t *q, float scale) {
     double error = 0;
@@ -33,7 +34,8 @@ static void check_group(enum weight_type type, const float *x) {
         assert_in_range(q[i] + 128, low + 128, high + 128);
         double error = fabs((double)x[i] - (double)q[i] * scale);
         if (type == WEIGHT_Q4 && (q[i] == low || q[i] == high)) continue;
-        if (!(error <= step * 0.50001 + 0x1p-90)) fail_msg("type %d: %g became %d x %g", type, (double)x[i], q[i], (double)scale);
+        if (!(error <= step * 0.50001 + 0x1p-90))
+            fail_msg("type %d: %g became %d x %g", type, (double)x[i], q[i], (double)scale);
     }
     if (type != WEIGHT_Q4) return;
     float extreme = 0;
@@ -62,7 +64,8 @@ static void test_formats(void **state) {
         }
 }
 
-/* On normal weights: about 0.66 % of the energy in 4 bits, 45 dB or more in 8. A worse search or a lost level shows here. */
+/* On normal weights: about 0.66 % of the energy in 4 bits, 45 dB or more in 8. A worse search or a lost level shows
+ * here. */
 static void test_noise(void **state) {
     (void)state;
     uint64_t seed = 2;
@@ -114,7 +117,8 @@ static void test_inputs(void **state) {
     assert_true(isnan(scale) && q[9] == 0);
 }
 
-/* ---- packing and rows of a table ----------------------------------------------------------------------------------- */
+/* ---- packing and rows of a table -----------------------------------------------------------------------------------
+ */
 
 static void *source_make(uint64_t *seed, enum dtype dtype, int n) {
     unsigned char *source = ops_alloc((size_t)n * dtype_size(dtype) + 64);
@@ -137,7 +141,8 @@ static void test_pack(void **state) {
             for (int t = 0; t < COUNT(types); t++) {
                 const int n = shapes[s].n, k = shapes[s].k, split = n / 3;
                 struct weight w = {types[t], n, k, ops_alloc(weight_size(types[t], n, k))};
-                char *source = source_make(&seed, (enum dtype)dtype, n * k + 1), *from = source + dtype_size((enum dtype)dtype);
+                char *source = source_make(&seed, (enum dtype)dtype, n * k + 1),
+                     *from = source + dtype_size((enum dtype)dtype);
                 const char *rest = from + (size_t)(split * k) * dtype_size((enum dtype)dtype);
                 struct output out = {"weight", w.data, weight_size(types[t], n, k), true};
                 memset(w.data, 0xa5, out.size);
@@ -171,9 +176,11 @@ static void test_embed(void **state) {
     }
 }
 
-/* ---- products ------------------------------------------------------------------------------------------------------ */
+/* ---- products ------------------------------------------------------------------------------------------------------
+ */
 
-/* What the weights and the quantised inputs stand for, multiplied in double; the float chain has two roundings a group. */
+/* What the weights and the quantised inputs stand for, multiplied in double; the float chain has two roundings a group.
+ */
 static void assert_product(const struct op_matmul *op, const real *y0) {
     const struct weight *w = op->weight;
     for (int b = 0; b < op->rows; b++)
@@ -188,7 +195,8 @@ static void assert_product(const struct op_matmul *op, const real *y0) {
                 for (int i = 0; i < QUANT_GROUP; i++) size += fabs(q[i] * scale * (x[i] * (double)input_scale));
             }
             double tolerance = (w->k / QUANT_GROUP + 2) * size * 0x1p-23, got = (double)op->y[b * op->ldy + n];
-            if (!(fabs(got - sum) <= tolerance)) fail_msg("row %d output %d: %.9g, expected %.9g within %.3g", b, n, got, sum, tolerance);
+            if (!(fabs(got - sum) <= tolerance))
+                fail_msg("row %d output %d: %.9g, expected %.9g within %.3g", b, n, got, sum, tolerance);
         }
 }
 
@@ -213,16 +221,18 @@ static void test_product(void **state) {
             }
 }
 
-/* Every integer at an end of its range, so that any sum that saturates or wraps is seen; then rows of zeros, of denormals, with NaN and
- * infinity. In 8 bits a group's sum is 32 x 127 x 127, in 4 bits 32 x 8 x 127. */
+/* Every integer at an end of its range, so that any sum that saturates or wraps is seen; then rows of zeros, of
+ * denormals, with NaN and infinity. In 8 bits a group's sum is 32 x 127 x 127, in 4 bits 32 x 8 x 127. */
 static void test_extremes(void **state) {
     (void)state;
     enum { ROWS = 16, N = 80, K = 128 };
     for (int t = 0; t < COUNT(types); t++)
         for (int pattern = 0; pattern < 4; pattern++) {
-            real *source = ops_alloc(N * K * sizeof *source), *x = ops_alloc(ROWS * K * sizeof *x), *y = ops_alloc(ROWS * N * sizeof *y);
+            real *source = ops_alloc(N * K * sizeof *source), *x = ops_alloc(ROWS * K * sizeof *x),
+                 *y = ops_alloc(ROWS * N * sizeof *y);
             struct weight w = {types[t], N, K, ops_alloc(weight_size(types[t], N, K))};
-            for (int i = 0; i < N * K; i++) source[i] = pattern == 0 ? -1 : pattern == 1 ? 1 : i % (pattern + 1) ? 1 : -1;
+            for (int i = 0; i < N * K; i++)
+                source[i] = pattern == 0 ? -1 : pattern == 1 ? 1 : i % (pattern + 1) ? 1 : -1;
             for (int i = 0; i < ROWS * K; i++) x[i] = (i / K + (pattern == 3 ? i : 0)) % 2 ? 1 : -1;
             for (int i = 0; i < K; i++) {
                 x[10 * K + i] = 0;
@@ -238,7 +248,8 @@ static void test_extremes(void **state) {
             if (pattern < 2) {
                 int8_t q[QUANT_GROUP];
                 float scale = quant_get(&w, 3, 1, q), want = 0;
-                for (int g = 0; g < K / QUANT_GROUP; g++) want = fmaf((float)(q[0] * -127 * 32), scale * (1 / 127.0f), want);
+                for (int g = 0; g < K / QUANT_GROUP; g++)
+                    want = fmaf((float)(q[0] * -127 * 32), scale * (1 / 127.0f), want);
                 assert_true(y[3] == want);
             }
             assert_true(y[10 * N] == 0 && y[11 * N + 5] == 0 && isnan(y[12 * N + 1]) && isnan(y[13 * N + 2]));
@@ -256,7 +267,8 @@ static void test_row_alone(void **state) {
     uint64_t seed = 6;
     for (int t = 0; t < COUNT(types); t++) {
         struct weight w = ops_weight(&seed, types[t], N, K, 1, NULL);
-        real *x = ops_reals(&seed, ROWS * K, 1), *all = ops_alloc(ROWS * N * sizeof *all), *one = ops_alloc(N * sizeof *one);
+        real *x = ops_reals(&seed, ROWS * K, 1), *all = ops_alloc(ROWS * N * sizeof *all),
+             *one = ops_alloc(N * sizeof *one);
         for (int i = 0; ops_table(i); i++) {
             struct op op = {.kind = OP_MATMUL, .matmul = {x, K, &w, all, N, ROWS, false}};
             ops_run(ops_table(i), 3, &op, 1);

@@ -223,7 +223,8 @@ static void test_cursor(void **state) {
     struct data data, other;
     struct recipe recipe;
     char *a, *b;
-    int32_t ids[SEQUENCE], targets[SEQUENCE], starts[SEQUENCE], ids_2[SEQUENCE], targets_2[SEQUENCE], starts_2[SEQUENCE];
+    int32_t ids[SEQUENCE], targets[SEQUENCE], starts[SEQUENCE], ids_2[SEQUENCE], targets_2[SEQUENCE],
+        starts_2[SEQUENCE];
     struct data_unit unit = {.ids = ids, .targets = targets, .starts = starts};
     struct data_unit unit_2 = {.ids = ids_2, .targets = targets_2, .starts = starts_2};
     looplm_error err;

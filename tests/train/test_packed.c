@@ -1,5 +1,5 @@
-/* Documents packed into one unit are what they are as units of their own: every token's cross-entropy and exit probabilities to the bit, the gradient but for the
- * order of its sums over rows. */
+/* Documents packed into one unit are what they are as units of their own: every token's cross-entropy and exit
+ * probabilities to the bit, the gradient but for the order of its sums over rows. */
 #include "tiny.h"
 
 #include <math.h>
@@ -10,7 +10,9 @@
 static const int32_t starts[DOCUMENTS] = {0, 5, 6, 40};
 #define N 75 /* the last document begins in the middle of a KV block's worth of rows and has 35 positions */
 
-static int32_t document_end(int d) { return d + 1 < DOCUMENTS ? starts[d + 1] : N; }
+static int32_t document_end(int d) {
+    return d + 1 < DOCUMENTS ? starts[d + 1] : N;
+}
 
 static void check(bool depths, bool recompute) {
     struct model_config config = tiny_config(LOOPS);
@@ -33,7 +35,8 @@ static void check(bool depths, bool recompute) {
     memset(t.gradient, 0, tiny_size(&t));
     for (int d = 0; d < DOCUMENTS; d++) {
         int32_t at = starts[d], n = document_end(d) - at;
-        struct unit_input alone = {.ids = text.ids + at, .targets = text.targets + at, .depths = depths ? text.depths + at : NULL, .n = n};
+        struct unit_input alone = {
+            .ids = text.ids + at, .targets = text.targets + at, .depths = depths ? text.depths + at : NULL, .n = n};
         unit_evaluate(t.ws, &alone, &objective, &one, ce_one, p_one);
         for (int r = 0; r < LOOPS; r++) {
             assert_memory_equal(ce + r * N + at, ce_one + r * n, (size_t)n * sizeof(real));
@@ -71,6 +74,7 @@ static void test_recompute(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_full_depth), cmocka_unit_test(test_forced_depths), cmocka_unit_test(test_recompute)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_full_depth), cmocka_unit_test(test_forced_depths),
+                                       cmocka_unit_test(test_recompute)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -137,8 +137,8 @@ static inline void tiny_text(struct tiny_text *text, uint64_t seed, int32_t n, c
         bool masked = i + 1 == n || (mask_every && i % mask_every == 0);
         text->targets[i] = masked ? -1 : text->ids[i + 1];
     }
-    text->input = (struct unit_input){
-        .ids = text->ids, .targets = text->targets, .depths = depths ? text->depths : NULL, .n = n};
+    text->input =
+        (struct unit_input){.ids = text->ids, .targets = text->targets, .depths = depths ? text->depths : NULL, .n = n};
 }
 
 #endif

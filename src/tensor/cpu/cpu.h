@@ -25,7 +25,8 @@ struct cpu_table {
 /* The tables of this build, the plainest first; NULL ends the list. "scalar" is the oracle and stays naive. */
 const struct cpu_table *const *cpu_tables(void);
 
-/* Opens the CPU with n_threads (0: all that are online) and the named table (NULL: the best that this processor supports). */
+/* Opens the CPU with n_threads (0: all that are online) and the named table (NULL: the best that this processor
+ * supports). */
 int cpu_open(struct backend **backend, int n_threads, const char *table, looplm_error *err);
 
 /* [begin, end) of this worker's share of n units, in multiples of `grain` (but for the last). */

@@ -17,17 +17,37 @@ op_fn naive_embed, naive_rmsnorm, naive_add, naive_matmul, naive_rope_table, nai
     naive_zero, naive_pack, naive_pack_transposed, naive_scan_finite, naive_correct;
 
 #ifdef LOOPLM_REAL_DOUBLE
-static inline real real_fma(real a, real b, real c) { return fma(a, b, c); }
-static inline real real_sqrt(real x) { return sqrt(x); }
-static inline real real_exp(real x) { return math_exp_d(x); }
-static inline real real_log(real x) { return math_log_d(x); }
-static inline real real_sigmoid(real x) { return 1 / (1 + math_exp_d(-x)); }
+static inline real real_fma(real a, real b, real c) {
+    return fma(a, b, c);
+}
+static inline real real_sqrt(real x) {
+    return sqrt(x);
+}
+static inline real real_exp(real x) {
+    return math_exp_d(x);
+}
+static inline real real_log(real x) {
+    return math_log_d(x);
+}
+static inline real real_sigmoid(real x) {
+    return 1 / (1 + math_exp_d(-x));
+}
 #else
-static inline real real_fma(real a, real b, real c) { return fmaf(a, b, c); }
-static inline real real_sqrt(real x) { return sqrtf(x); }
-static inline real real_exp(real x) { return math_exp(x); }
-static inline real real_log(real x) { return math_log(x); }
-static inline real real_sigmoid(real x) { return math_sigmoid(x); }
+static inline real real_fma(real a, real b, real c) {
+    return fmaf(a, b, c);
+}
+static inline real real_sqrt(real x) {
+    return sqrtf(x);
+}
+static inline real real_exp(real x) {
+    return math_exp(x);
+}
+static inline real real_log(real x) {
+    return math_log(x);
+}
+static inline real real_sigmoid(real x) {
+    return math_sigmoid(x);
+}
 #endif
 
 /* The sum of LANES partial sums by the fixed tree; destroys them. */

@@ -68,8 +68,8 @@ static void naive_scores(const struct op_attention *o, const struct run *run, in
     }
 }
 
-static void naive_chunk(const struct op_attention *o, const struct run *run, int g, const real *q, int64_t first,
-                        int n, struct softmax_state *state) {
+static void naive_chunk(const struct op_attention *o, const struct run *run, int g, const real *q, int64_t first, int n,
+                        struct softmax_state *state) {
     const struct kv_geometry *kv = &o->kv;
     real scores[KV_CHUNK] = {0}, lane[LANES] = {0};
     naive_scores(o, run, g, q, first, n, scores);

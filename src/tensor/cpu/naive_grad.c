@@ -5,8 +5,7 @@
 static void naive_rmsnorm_grad_row(const struct op_rmsnorm_grad *o, int64_t b) {
     const real *x = o->x + b * o->dim, *dy = o->dy + b * o->dim;
     real *dx = o->dx + b * o->dim, rstd = o->rstd[b], lane[LANES] = {0};
-    for (int64_t i = 0; i < o->dim; i++)
-        lane[i % LANES] = real_fma(o->weight[i] * dy[i], x[i] * rstd, lane[i % LANES]);
+    for (int64_t i = 0; i < o->dim; i++) lane[i % LANES] = real_fma(o->weight[i] * dy[i], x[i] * rstd, lane[i % LANES]);
     real mean = lanes_sum(lane) / (real)o->dim;
     for (int64_t i = 0; i < o->dim; i++) {
         real t = real_fma(-(x[i] * rstd), mean, o->weight[i] * dy[i]);

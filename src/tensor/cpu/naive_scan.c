@@ -1,17 +1,18 @@
-/* The scan for NaN and infinity, which every table shares. A number is finite unless all bits of its exponent are set, so the
- * test is an integer mask and a comparison without branches, which the compiler turns into vector code for any target. */
+/* The scan for NaN and infinity, which every table shares. A number is finite unless all bits of its exponent are set,
+ * so the test is an integer mask and a comparison without branches, which the compiler turns into vector code for any
+ * target. */
 #include "tensor/cpu/naive.h"
 
 /* No exit inside the loop, and any alignment. */
-#define SCAN(bits, word, mask)                                                                                         \
-    static uint8_t scan_##bits(const char *source, int64_t n) {                                                        \
-        word found = 0;                                                                                                \
-        for (int64_t i = 0; i < n; i++) {                                                                              \
-            word x;                                                                                                    \
-            memcpy(&x, source + i * (int64_t)sizeof x, sizeof x);                                                      \
-            found |= (word)((x & (mask)) == (mask));                                                                   \
-        }                                                                                                              \
-        return found != 0;                                                                                             \
+#define SCAN(bits, word, mask)                                    \
+    static uint8_t scan_##bits(const char *source, int64_t n) {   \
+        word found = 0;                                           \
+        for (int64_t i = 0; i < n; i++) {                         \
+            word x;                                               \
+            memcpy(&x, source + i * (int64_t)sizeof x, sizeof x); \
+            found |= (word)((x & (mask)) == (mask));              \
+        }                                                         \
+        return found != 0;                                        \
     }
 SCAN(bf16, uint16_t, 0x7f80u)
 SCAN(f16, uint16_t, 0x7c00u)
@@ -20,10 +21,14 @@ SCAN(f64, uint64_t, 0x7ff0000000000000u)
 
 static uint8_t scan(enum dtype dtype, const char *source, int64_t n) {
     switch (dtype) {
-    case DTYPE_F32: return scan_f32(source, n);
-    case DTYPE_BF16: return scan_bf16(source, n);
-    case DTYPE_F16: return scan_f16(source, n);
-    case DTYPE_F64: return scan_f64(source, n);
+    case DTYPE_F32:
+        return scan_f32(source, n);
+    case DTYPE_BF16:
+        return scan_bf16(source, n);
+    case DTYPE_F16:
+        return scan_f16(source, n);
+    case DTYPE_F64:
+        return scan_f64(source, n);
     }
     return 0;
 }

@@ -25,64 +25,144 @@
 typedef __m512 v16;
 typedef __m512i v16i; /* sixteen 32-bit integers */
 
-SIMD_INLINE v16 v16_zero(void) { return _mm512_setzero_ps(); }
-SIMD_INLINE v16 v16_set1(float x) { return _mm512_set1_ps(x); }
-SIMD_INLINE v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
-SIMD_INLINE void v16_store(float *p, v16 x) { _mm512_storeu_ps(p, x); }
-SIMD_INLINE __mmask16 simd_mask(int n) { return (__mmask16)(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
+SIMD_INLINE v16 v16_zero(void) {
+    return _mm512_setzero_ps();
+}
+SIMD_INLINE v16 v16_set1(float x) {
+    return _mm512_set1_ps(x);
+}
+SIMD_INLINE v16 v16_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+SIMD_INLINE void v16_store(float *p, v16 x) {
+    _mm512_storeu_ps(p, x);
+}
+SIMD_INLINE __mmask16 simd_mask(int n) {
+    return (__mmask16)(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1);
+}
 /* The first n lanes; the others are 0 and their memory is not touched. */
-SIMD_INLINE v16 v16_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(simd_mask(n), p); }
-SIMD_INLINE void v16_store_n(float *p, v16 x, int n) { _mm512_mask_storeu_ps(p, simd_mask(n), x); }
+SIMD_INLINE v16 v16_load_n(const float *p, int n) {
+    return _mm512_maskz_loadu_ps(simd_mask(n), p);
+}
+SIMD_INLINE void v16_store_n(float *p, v16 x, int n) {
+    _mm512_mask_storeu_ps(p, simd_mask(n), x);
+}
 /* Lanes 0..n-1 of a, the rest of b. */
-SIMD_INLINE v16 v16_first_n(v16 a, v16 b, int n) { return _mm512_mask_mov_ps(b, simd_mask(n), a); }
-SIMD_INLINE v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
-SIMD_INLINE v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
-SIMD_INLINE v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
-SIMD_INLINE v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
-SIMD_INLINE v16 v16_sqrt(v16 a) { return _mm512_sqrt_ps(a); }
-SIMD_INLINE v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); } /* a > b ? a : b */
-SIMD_INLINE v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); } /* a < b ? a : b */
-SIMD_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }   /* a b + c */
-SIMD_INLINE v16 v16_fnma(v16 a, v16 b, v16 c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
-SIMD_INLINE v16 v16_round(v16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SIMD_INLINE v16 v16_first_n(v16 a, v16 b, int n) {
+    return _mm512_mask_mov_ps(b, simd_mask(n), a);
+}
+SIMD_INLINE v16 v16_add(v16 a, v16 b) {
+    return _mm512_add_ps(a, b);
+}
+SIMD_INLINE v16 v16_sub(v16 a, v16 b) {
+    return _mm512_sub_ps(a, b);
+}
+SIMD_INLINE v16 v16_mul(v16 a, v16 b) {
+    return _mm512_mul_ps(a, b);
+}
+SIMD_INLINE v16 v16_div(v16 a, v16 b) {
+    return _mm512_div_ps(a, b);
+}
+SIMD_INLINE v16 v16_sqrt(v16 a) {
+    return _mm512_sqrt_ps(a);
+}
+SIMD_INLINE v16 v16_max(v16 a, v16 b) {
+    return _mm512_max_ps(a, b);
+} /* a > b ? a : b */
+SIMD_INLINE v16 v16_min(v16 a, v16 b) {
+    return _mm512_min_ps(a, b);
+} /* a < b ? a : b */
+SIMD_INLINE v16 v16_fma(v16 a, v16 b, v16 c) {
+    return _mm512_fmadd_ps(a, b, c);
+} /* a b + c */
+SIMD_INLINE v16 v16_fnma(v16 a, v16 b, v16 c) {
+    return _mm512_fnmadd_ps(a, b, c);
+} /* c - a b */
+SIMD_INLINE v16 v16_round(v16 a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 /* Lane by lane: a < b ? x : y. False for NaN. */
 SIMD_INLINE v16 v16_select_lt(v16 a, v16 b, v16 x, v16 y) {
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
 }
-SIMD_INLINE v16i v16i_set1(int32_t x) { return _mm512_set1_epi32(x); }
-SIMD_INLINE v16i v16i_load(const void *p) { return _mm512_loadu_si512(p); }
-SIMD_INLINE void v16i_store(void *p, v16i x) { _mm512_storeu_si512(p, x); }
+SIMD_INLINE v16i v16i_set1(int32_t x) {
+    return _mm512_set1_epi32(x);
+}
+SIMD_INLINE v16i v16i_load(const void *p) {
+    return _mm512_loadu_si512(p);
+}
+SIMD_INLINE void v16i_store(void *p, v16i x) {
+    _mm512_storeu_si512(p, x);
+}
 /* Past the caches, for data that is not read again soon; p is 64-byte aligned. */
-SIMD_INLINE void v16i_stream(void *p, v16i x) { _mm512_stream_si512(p, x); }
-SIMD_INLINE v16i v16i_add(v16i a, v16i b) { return _mm512_add_epi32(a, b); }
-SIMD_INLINE v16i v16i_sub(v16i a, v16i b) { return _mm512_sub_epi32(a, b); }
-SIMD_INLINE v16i v16i_and(v16i a, v16i b) { return _mm512_and_si512(a, b); }
-SIMD_INLINE v16i v16i_or(v16i a, v16i b) { return _mm512_or_si512(a, b); }
+SIMD_INLINE void v16i_stream(void *p, v16i x) {
+    _mm512_stream_si512(p, x);
+}
+SIMD_INLINE v16i v16i_add(v16i a, v16i b) {
+    return _mm512_add_epi32(a, b);
+}
+SIMD_INLINE v16i v16i_sub(v16i a, v16i b) {
+    return _mm512_sub_epi32(a, b);
+}
+SIMD_INLINE v16i v16i_and(v16i a, v16i b) {
+    return _mm512_and_si512(a, b);
+}
+SIMD_INLINE v16i v16i_or(v16i a, v16i b) {
+    return _mm512_or_si512(a, b);
+}
 #define v16i_shl(a, bits) _mm512_slli_epi32(a, bits)
 #define v16i_shr(a, bits) _mm512_srli_epi32(a, bits)
 #define v16i_sar(a, bits) _mm512_srai_epi32(a, bits)
-SIMD_INLINE v16i v16_to_int(v16 a) { return _mm512_cvtps_epi32(a); } /* nearest even */
-SIMD_INLINE v16 v16_from_int(v16i a) { return _mm512_cvtepi32_ps(a); }
-SIMD_INLINE v16i v16_bits(v16 a) { return _mm512_castps_si512(a); }
-SIMD_INLINE v16 v16_of_bits(v16i a) { return _mm512_castsi512_ps(a); }
+SIMD_INLINE v16i v16_to_int(v16 a) {
+    return _mm512_cvtps_epi32(a);
+} /* nearest even */
+SIMD_INLINE v16 v16_from_int(v16i a) {
+    return _mm512_cvtepi32_ps(a);
+}
+SIMD_INLINE v16i v16_bits(v16 a) {
+    return _mm512_castps_si512(a);
+}
+SIMD_INLINE v16 v16_of_bits(v16i a) {
+    return _mm512_castsi512_ps(a);
+}
 /* Lanes of x where a is a NaN, of y elsewhere. */
 SIMD_INLINE v16i v16i_select_nan(v16 a, v16i x, v16i y) {
     return _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), x);
 }
 /* Sixteen 16-bit values, widened without sign; and the low halves of sixteen integers. */
-SIMD_INLINE v16i v16i_load_u16(const void *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(p)); }
-SIMD_INLINE void v16i_store_u16(void *p, v16i x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(x)); }
-SIMD_INLINE v16 v16_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+SIMD_INLINE v16i v16i_load_u16(const void *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
+}
+SIMD_INLINE void v16i_store_u16(void *p, v16i x) {
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(x));
+}
+SIMD_INLINE v16 v16_load_f16(const void *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(p));
+}
 
 /* The low bytes of sixteen integers; sums of integer products: of bytes (unsigned by signed) and of 16-bit halves. */
-SIMD_INLINE void v16i_store_u8(void *p, v16i x) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(x)); }
-SIMD_INLINE v16i v16i_max(v16i a, v16i b) { return _mm512_max_epi32(a, b); }
-SIMD_INLINE v16i v16i_add16(v16i a, v16i b) { return _mm512_add_epi16(a, b); }
-SIMD_INLINE v16i v16i_pairs_u8(v16i u, v16i s) { return _mm512_maddubs_epi16(u, s); }
-SIMD_INLINE v16i v16i_pairs_16(v16i a, v16i b) { return _mm512_madd_epi16(a, b); }
+SIMD_INLINE void v16i_store_u8(void *p, v16i x) {
+    _mm_storeu_si128(p, _mm512_cvtepi32_epi8(x));
+}
+SIMD_INLINE v16i v16i_max(v16i a, v16i b) {
+    return _mm512_max_epi32(a, b);
+}
+SIMD_INLINE v16i v16i_add16(v16i a, v16i b) {
+    return _mm512_add_epi16(a, b);
+}
+SIMD_INLINE v16i v16i_pairs_u8(v16i u, v16i s) {
+    return _mm512_maddubs_epi16(u, s);
+}
+SIMD_INLINE v16i v16i_pairs_16(v16i a, v16i b) {
+    return _mm512_madd_epi16(a, b);
+}
 #define v16i_shr16(a, bits) _mm512_srli_epi16(a, bits)
-SIMD_INLINE __m256i simd_low(v16i x) { return _mm512_castsi512_si256(x); }
-SIMD_INLINE __m256i simd_high(v16i x) { return _mm512_extracti64x4_epi64(x, 1); }
+SIMD_INLINE __m256i simd_low(v16i x) {
+    return _mm512_castsi512_si256(x);
+}
+SIMD_INLINE __m256i simd_high(v16i x) {
+    return _mm512_extracti64x4_epi64(x, 1);
+}
 
 SIMD_INLINE __m256 simd_fold(v16 x) {
     __m256 high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(x), 1));
@@ -131,9 +211,15 @@ typedef struct {
 } v16i;
 
 #define SIMD_PAIR(type, x, y) ((type){x, y})
-SIMD_INLINE v16 v16_zero(void) { return SIMD_PAIR(v16, _mm256_setzero_ps(), _mm256_setzero_ps()); }
-SIMD_INLINE v16 v16_set1(float x) { return SIMD_PAIR(v16, _mm256_set1_ps(x), _mm256_set1_ps(x)); }
-SIMD_INLINE v16 v16_load(const float *p) { return SIMD_PAIR(v16, _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+SIMD_INLINE v16 v16_zero(void) {
+    return SIMD_PAIR(v16, _mm256_setzero_ps(), _mm256_setzero_ps());
+}
+SIMD_INLINE v16 v16_set1(float x) {
+    return SIMD_PAIR(v16, _mm256_set1_ps(x), _mm256_set1_ps(x));
+}
+SIMD_INLINE v16 v16_load(const float *p) {
+    return SIMD_PAIR(v16, _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+}
 SIMD_INLINE void v16_store(float *p, v16 x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
@@ -152,13 +238,27 @@ SIMD_INLINE v16 v16_first_n(v16 x, v16 y, int n) {
     return SIMD_PAIR(v16, _mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(simd_mask8(n))),
                      _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(simd_mask8(n - 8))));
 }
-SIMD_INLINE v16 v16_add(v16 x, v16 y) { return SIMD_PAIR(v16, _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
-SIMD_INLINE v16 v16_sub(v16 x, v16 y) { return SIMD_PAIR(v16, _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
-SIMD_INLINE v16 v16_mul(v16 x, v16 y) { return SIMD_PAIR(v16, _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
-SIMD_INLINE v16 v16_div(v16 x, v16 y) { return SIMD_PAIR(v16, _mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
-SIMD_INLINE v16 v16_sqrt(v16 x) { return SIMD_PAIR(v16, _mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)); }
-SIMD_INLINE v16 v16_max(v16 x, v16 y) { return SIMD_PAIR(v16, _mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
-SIMD_INLINE v16 v16_min(v16 x, v16 y) { return SIMD_PAIR(v16, _mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
+SIMD_INLINE v16 v16_add(v16 x, v16 y) {
+    return SIMD_PAIR(v16, _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b));
+}
+SIMD_INLINE v16 v16_sub(v16 x, v16 y) {
+    return SIMD_PAIR(v16, _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b));
+}
+SIMD_INLINE v16 v16_mul(v16 x, v16 y) {
+    return SIMD_PAIR(v16, _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b));
+}
+SIMD_INLINE v16 v16_div(v16 x, v16 y) {
+    return SIMD_PAIR(v16, _mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b));
+}
+SIMD_INLINE v16 v16_sqrt(v16 x) {
+    return SIMD_PAIR(v16, _mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b));
+}
+SIMD_INLINE v16 v16_max(v16 x, v16 y) {
+    return SIMD_PAIR(v16, _mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b));
+}
+SIMD_INLINE v16 v16_min(v16 x, v16 y) {
+    return SIMD_PAIR(v16, _mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b));
+}
 SIMD_INLINE v16 v16_fma(v16 x, v16 y, v16 z) {
     return SIMD_PAIR(v16, _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
 }
@@ -173,7 +273,9 @@ SIMD_INLINE v16 v16_select_lt(v16 a, v16 b, v16 x, v16 y) {
     return SIMD_PAIR(v16, _mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
                      _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ)));
 }
-SIMD_INLINE v16i v16i_set1(int32_t x) { return SIMD_PAIR(v16i, _mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+SIMD_INLINE v16i v16i_set1(int32_t x) {
+    return SIMD_PAIR(v16i, _mm256_set1_epi32(x), _mm256_set1_epi32(x));
+}
 SIMD_INLINE v16i v16i_load(const void *p) {
     return SIMD_PAIR(v16i, _mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1));
 }
@@ -200,10 +302,18 @@ SIMD_INLINE v16i v16i_or(v16i x, v16i y) {
 #define v16i_shl(x, bits) SIMD_PAIR(v16i, _mm256_slli_epi32((x).a, bits), _mm256_slli_epi32((x).b, bits))
 #define v16i_shr(x, bits) SIMD_PAIR(v16i, _mm256_srli_epi32((x).a, bits), _mm256_srli_epi32((x).b, bits))
 #define v16i_sar(x, bits) SIMD_PAIR(v16i, _mm256_srai_epi32((x).a, bits), _mm256_srai_epi32((x).b, bits))
-SIMD_INLINE v16i v16_to_int(v16 x) { return SIMD_PAIR(v16i, _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
-SIMD_INLINE v16 v16_from_int(v16i x) { return SIMD_PAIR(v16, _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
-SIMD_INLINE v16i v16_bits(v16 x) { return SIMD_PAIR(v16i, _mm256_castps_si256(x.a), _mm256_castps_si256(x.b)); }
-SIMD_INLINE v16 v16_of_bits(v16i x) { return SIMD_PAIR(v16, _mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)); }
+SIMD_INLINE v16i v16_to_int(v16 x) {
+    return SIMD_PAIR(v16i, _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+}
+SIMD_INLINE v16 v16_from_int(v16i x) {
+    return SIMD_PAIR(v16, _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b));
+}
+SIMD_INLINE v16i v16_bits(v16 x) {
+    return SIMD_PAIR(v16i, _mm256_castps_si256(x.a), _mm256_castps_si256(x.b));
+}
+SIMD_INLINE v16 v16_of_bits(v16i x) {
+    return SIMD_PAIR(v16, _mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b));
+}
 SIMD_INLINE v16i v16i_select_nan(v16 n, v16i x, v16i y) {
     __m256i a = _mm256_castps_si256(_mm256_cmp_ps(n.a, n.a, _CMP_UNORD_Q));
     __m256i b = _mm256_castps_si256(_mm256_cmp_ps(n.b, n.b, _CMP_UNORD_Q));
@@ -219,7 +329,8 @@ SIMD_INLINE void v16i_store_u16(void *p, v16i x) {
     _mm256_storeu_si256(p, _mm256_permute4x64_epi64(packed, 0xd8));
 }
 SIMD_INLINE v16 v16_load_f16(const void *p) {
-    return SIMD_PAIR(v16, _mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1)));
+    return SIMD_PAIR(v16, _mm256_cvtph_ps(_mm_loadu_si128(p)),
+                     _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1)));
 }
 SIMD_INLINE void v16i_store_u8(void *p, v16i x) {
     const __m256i low = _mm256_set1_epi32(0xff);
@@ -240,10 +351,18 @@ SIMD_INLINE v16i v16i_pairs_16(v16i x, v16i y) {
     return SIMD_PAIR(v16i, _mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b));
 }
 #define v16i_shr16(x, bits) SIMD_PAIR(v16i, _mm256_srli_epi16((x).a, bits), _mm256_srli_epi16((x).b, bits))
-SIMD_INLINE __m256i simd_low(v16i x) { return x.a; }
-SIMD_INLINE __m256i simd_high(v16i x) { return x.b; }
-SIMD_INLINE __m256 simd_fold(v16 x) { return _mm256_add_ps(x.a, x.b); }
-SIMD_INLINE __m256 simd_fold_max(v16 x) { return _mm256_max_ps(x.a, x.b); }
+SIMD_INLINE __m256i simd_low(v16i x) {
+    return x.a;
+}
+SIMD_INLINE __m256i simd_high(v16i x) {
+    return x.b;
+}
+SIMD_INLINE __m256 simd_fold(v16 x) {
+    return _mm256_add_ps(x.a, x.b);
+}
+SIMD_INLINE __m256 simd_fold_max(v16 x) {
+    return _mm256_max_ps(x.a, x.b);
+}
 
 /* Transposes 8 x 8 in place. */
 SIMD_INLINE void simd_transpose8(__m256i r[8]) {
@@ -311,7 +430,9 @@ SIMD_INLINE int32_t v16i_hmax(v16i x) {
     return _mm_cvtsi128_si32(_mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
 }
 
-SIMD_INLINE v16 v16_load_bf16(const uint16_t *p) { return v16_of_bits(v16i_shl(v16i_load_u16(p), 16)); }
+SIMD_INLINE v16 v16_load_bf16(const uint16_t *p) {
+    return v16_of_bits(v16i_shl(v16i_load_u16(p), 16));
+}
 /* The bf16 of each lane (nearest even, NaN stays a quiet NaN) in its low 16 bits; see bf16_from_float. */
 SIMD_INLINE v16i v16_to_bf16(v16 x) {
     v16i bits = v16_bits(x);
@@ -320,15 +441,25 @@ SIMD_INLINE v16i v16_to_bf16(v16 x) {
     v16i nan = v16i_or(bits, v16i_set1(0x00400000));
     return v16i_shr(v16i_select_nan(x, nan, rounded), 16);
 }
-SIMD_INLINE void v16_store_bf16(uint16_t *p, v16 x) { v16i_store_u16(p, v16_to_bf16(x)); }
+SIMD_INLINE void v16_store_bf16(uint16_t *p, v16 x) {
+    v16i_store_u16(p, v16_to_bf16(x));
+}
 /* Rounded to bf16 and back. */
-SIMD_INLINE v16 v16_round_bf16(v16 x) { return v16_of_bits(v16i_shl(v16_to_bf16(x), 16)); }
+SIMD_INLINE v16 v16_round_bf16(v16 x) {
+    return v16_of_bits(v16i_shl(v16_to_bf16(x), 16));
+}
 
-SIMD_INLINE void simd_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+SIMD_INLINE void simd_prefetch(const void *p) {
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
 /* After v16i_stream, before other threads read what it wrote. */
-SIMD_INLINE void simd_fence(void) { _mm_sfence(); }
+SIMD_INLINE void simd_fence(void) {
+    _mm_sfence();
+}
 /* To the second-level cache. */
-SIMD_INLINE void simd_prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
+SIMD_INLINE void simd_prefetch_far(const void *p) {
+    _mm_prefetch((const char *)p, _MM_HINT_T1);
+}
 
 #include "tensor/cpu/simd_math.h"
 

@@ -1,5 +1,5 @@
-/* The table for AVX-512 with BF16 and VNNI instructions: as the avx512vnni table, but products with bf16 weights add pairs of the
- * inner dimension in one instruction, which rounds differently (and flushes subnormal numbers). */
+/* The table for AVX-512 with BF16 and VNNI instructions: as the avx512vnni table, but products with bf16 weights add
+ * pairs of the inner dimension in one instruction, which rounds differently (and flushes subnormal numbers). */
 #include "tensor/cpu/naive.h"
 #include "tensor/cpu/simd.h"
 #include "tensor/cpu/tables.h"

@@ -1,4 +1,5 @@
-/* The table for AVX-512 with VNNI: as the avx512 table, but products of bytes take one instruction. The bits are the same. */
+/* The table for AVX-512 with VNNI: as the avx512 table, but products of bytes take one instruction. The bits are the
+ * same. */
 #include "tensor/cpu/naive.h"
 #include "tensor/cpu/simd.h"
 #include "tensor/cpu/tables.h"
