@@ -1,5 +1,6 @@
 # Sourced by quickstart and check: packages, builds, stages. Needs a POSIX shell and nothing else.
 #
+# shellcheck shell=sh disable=SC2034,SC2086
 # Every stage prints a line with the time of day and the seconds since the start, so that a log tells where time went.
 
 set -eu

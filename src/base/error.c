@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int error_set(looplm_error *err, looplm_status status, const char *format, ...) {
+int(error_set)(looplm_error *err, looplm_status status, const char *format, ...) {
     if (!err) return status;
     err->status = status;
     va_list arguments;

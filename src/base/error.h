@@ -10,6 +10,11 @@
  * message names file, found, expected and remedy, without a final full stop or newline. */
 __attribute__((format(printf, 3, 4))) int error_set(looplm_error *err, looplm_status status, const char *format, ...);
 
+/* The static analyzer does not see into error_set; this tells it that what is returned is the status, never 0. */
+#ifdef __clang_analyzer__
+#define error_set(err, status, ...) ((error_set)(err, status, __VA_ARGS__), (int)(status))
+#endif
+
 /* Puts "context: " before a message that is already set (for instance a file name); returns err's status, or
  * LOOPLM_FORMAT when err is NULL: never success. */
 __attribute__((format(printf, 2, 3))) int error_prefix(looplm_error *err, const char *format, ...);

@@ -203,7 +203,7 @@ static int by_offset(const void *a, const void *b) {
 /* The entries of one file must fill its data without overlap or hole, as the format demands. Sorts them by offset. */
 static int check_coverage(struct safetensors_entry *entries, int32_t n, const struct file_map *map, size_t base,
                           looplm_error *err) {
-    qsort(entries, (size_t)n, sizeof *entries, by_offset);
+    if (n) qsort(entries, (size_t)n, sizeof *entries, by_offset);
     size_t end = base;
     char before[SHOWN_MAX + 4] = "the header";
     for (int32_t i = 0; i < n; i++) {
@@ -252,7 +252,9 @@ static int read_header(struct safetensors *st, int32_t file, looplm_error *err) 
     if (entries) st->entries = entries;
     if (!status && room && !entries) status = no_memory(map->path, err);
     if (!status) status = take_entries(st, file, header, base, err);
-    if (!status) status = check_coverage(st->entries + first, st->n_entries - first, map, base, err);
+    /* Without entries so far there is no array to point into. */
+    entries = st->entries ? st->entries + first : NULL;
+    if (!status) status = check_coverage(entries, st->n_entries - first, map, base, err);
     json_decref(header);
     return status;
 }

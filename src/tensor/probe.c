@@ -104,13 +104,9 @@ struct reading {
 
 typedef uint64_t chunk __attribute__((vector_size(64), aligned(64)));
 
-#if defined(__x86_64__)
-/* One body, compiled for the widest loads of each processor and resolved at start. */
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-static void
-read_share(void *context, int worker, int workers) {
-    const struct reading *reading = context;
+/* One body, compiled for the widest loads of each processor. (Not target_clones: its resolver runs before a sanitizer
+ * is ready.) */
+static inline __attribute__((always_inline)) void read_body(const struct reading *reading, int worker, int workers) {
     int64_t begin, end;
     team_share((int64_t)(reading->size / 64), 64, worker, workers, &begin, &end);
     const chunk *p = (const chunk *)reading->data;
@@ -120,6 +116,26 @@ read_share(void *context, int worker, int workers) {
     for (int j = 1; j < 8; j++) sum[0] ^= sum[j];
     __asm__ volatile("" : : "m"(sum));
 }
+
+static void read_plain(void *context, int worker, int workers) {
+    read_body(context, worker, workers);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static void read_512(void *context, int worker, int workers) {
+    read_body(context, worker, workers);
+}
+__attribute__((target("avx2"))) static void read_256(void *context, int worker, int workers) {
+    read_body(context, worker, workers);
+}
+static team_fn *read_widest(void) {
+    return __builtin_cpu_supports("avx512f") ? read_512 : __builtin_cpu_supports("avx2") ? read_256 : read_plain;
+}
+#else
+static team_fn *read_widest(void) {
+    return read_plain;
+}
+#endif
 
 static int compare(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -131,7 +147,7 @@ double probe_bandwidth(struct team *team, const void *data, size_t size) {
     double rate[BANDWIDTH_RUNS];
     for (int run = 0; run < BANDWIDTH_RUNS; run++) {
         double start = probe_now_s();
-        team_run(team, read_share, &reading);
+        team_run(team, read_widest(), &reading);
         rate[run] = (double)size / (probe_now_s() - start) / 1e9;
     }
     qsort(rate, BANDWIDTH_RUNS, sizeof *rate, compare);

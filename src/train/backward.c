@@ -19,7 +19,7 @@ static void bind_weight(struct carve *carve, struct weight *w, enum weight_type 
 }
 
 /* Walked twice: with base NULL it measures. */
-static size_t bind(struct backward *b, unsigned char *base) {
+static size_t bind_buffers(struct backward *b, unsigned char *base) {
     const struct model_config *c = &b->model->config;
     enum weight_type type = b->model->weight_type;
     struct carve carve = {.base = base};
@@ -54,7 +54,7 @@ int backward_init(struct backward *b, const struct model *model, int32_t positio
     if (status) return status;
     b->layers = calloc((size_t)model->config.layers, sizeof *b->layers);
     if (b->layers) {
-        b->memory_size = bind(b, NULL);
+        b->memory_size = bind_buffers(b, NULL);
         b->memory = model->backend->alloc(model->backend, b->memory_size);
     }
     if (!b->memory) {
@@ -63,7 +63,7 @@ int backward_init(struct backward *b, const struct model *model, int32_t positio
         backward_free(b);
         return status;
     }
-    bind(b, b->memory);
+    bind_buffers(b, b->memory);
     return 0;
 }
 

@@ -120,7 +120,7 @@ static void bind_loop(struct carve *carve, struct unit_loop *loop, const struct 
 }
 
 /* Walked twice: with base NULL it measures. */
-static size_t bind(struct unit_workspace *ws, unsigned char *base) {
+static size_t bind_buffers(struct unit_workspace *ws, unsigned char *base) {
     const struct model_config *c = &ws->model->config;
     struct carve carve = {.base = base};
     int32_t n = ws->options.positions_max;
@@ -151,10 +151,10 @@ static int open_arrays(struct unit_workspace *ws, looplm_error *err) {
 
 static int open_memory(struct unit_workspace *ws, looplm_error *err) {
     struct backend *backend = ws->model->backend;
-    ws->memory_size = bind(ws, NULL);
+    ws->memory_size = bind_buffers(ws, NULL);
     ws->memory = backend->alloc(backend, ws->memory_size);
     if (ws->memory) {
-        bind(ws, ws->memory);
+        bind_buffers(ws, ws->memory);
         return 0;
     }
     return error_set(

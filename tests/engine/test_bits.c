@@ -163,7 +163,7 @@ static void every_depth_vector(enum kv_type kv_type, enum weight_type weights) {
     int distinct = 0;
     struct result before = {0};
     for (int policy = KV_POLICY_LAST_EXITED; policy <= KV_POLICY_FULL; policy++) {
-        for (int v = 0; v < 243; v++) {
+        for (int v = 0; v < 243; v += THIN(5)) {
             uint8_t d[N] = {(uint8_t)(v % 3 + 1), (uint8_t)(v / 3 % 3 + 1), (uint8_t)(v / 9 % 3 + 1),
                             (uint8_t)(v / 27 % 3 + 1), (uint8_t)(v / 81 + 1)};
             struct result decode = {0}, other = {0};
@@ -181,7 +181,7 @@ static void every_depth_vector(enum kv_type kv_type, enum weight_type weights) {
             before = decode;
         }
     }
-    assert_true(distinct >= 100); /* neighbours in the list often differ, so equality above means something */
+    assert_true(distinct >= 100 / THIN(5)); /* neighbours in the list often differ, so equality above means something */
     free(path);
     support_remove_directory(scratch);
     unit_close(ws);

@@ -10,7 +10,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-#define ROUNDS 3000
+#define ROUNDS (3000 / THIN(10))
 #define CHARACTERS_MAX 40
 
 struct words {
