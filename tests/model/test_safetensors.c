@@ -68,6 +68,8 @@ static void test_hostile_lengths(void **state) {
     assert_refused("{}", INT64_MAX, 0, "claims a header of", "limit");
     assert_refused("{}", 3, 0, "claims a header of 3 bytes, and 2 follow", "truncated");
     assert_refused("{}", 0, 0, "claims a header of 0 bytes", "not a safetensors");
+    assert_refused("{}", 2, 3, "has 3 bytes after its last tensor",
+                   "expected none"); /* found by fuzzing: no array of tensors to point into */
     looplm_error err;
     struct safetensors st;
     for (size_t size = 0; size < 8; size++) {

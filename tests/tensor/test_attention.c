@@ -86,7 +86,7 @@ static struct op scene_attention(const struct scene *s) {
 }
 
 #define FOR_SCENES(seed, s)                                                                                 \
-    for (int i = 0; i < COUNT(shapes) * 2; i += THIN(3))                                                             \
+    for (int i = 0; i < COUNT(shapes) * 2; i += THIN(3))                                                    \
         for (struct scene s = scene_make(&seed, shapes[i / 2], i % 2 ? KV_BF16 : KV_F32), *once = &s; once; \
              scene_free(&s), once = NULL)
 
