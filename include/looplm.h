@@ -98,12 +98,13 @@ typedef struct looplm_session_options {
                             config says */
     const char *kv;      /* "last-exited" (default), "full" */
     const char *kv_type; /* "auto" (f32 for f32 weights, else bf16), "f32", "bf16" */
-    int32_t context;     /* positions at most; 0: 4096, or the model's own maximum where that is less */
-    int32_t chunk;       /* prompt rows of a pass; 0: 512 */
-    int adaptive_prompt; /* prompt tokens may leave early too (last-exited only); costs quality, see docs */
-    float temperature;   /* 0: greedy */
-    float top_p, min_p;  /* 0: off */
-    int32_t top_k;       /* 0: off */
+    const char *speculate;    /* "off" (default), "wavefront": changes no bit of the output */
+    int32_t context;          /* positions at most; 0: 4096, or the model's own maximum where that is less */
+    int32_t chunk;            /* prompt rows of a pass; 0: 512 */
+    int adaptive_prompt;      /* prompt tokens may leave early too (last-exited only); costs quality, see docs */
+    float temperature;        /* 0: greedy */
+    float top_p, min_p;       /* 0: off */
+    int32_t top_k;            /* 0: off */
     float repetition_penalty; /* 0 or 1: off */
     uint64_t seed;
 } looplm_session_options;

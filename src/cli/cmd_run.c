@@ -49,6 +49,7 @@ static const char *choice(const char *const *names, int index) {
 
 static int open_session(struct generation *g, int32_t prompt_tokens, looplm_error *err) {
     static const char *const kv[] = {"last-exited", "full"}, *const kv_types[] = {"auto", "f32", "bf16"};
+    static const char *const speculate[] = {"off", "wavefront"};
     const struct run_options *o = g->options;
     if (o->resume) return looplm_session_load(&g->session, g->model, o->resume, err);
     int64_t context = o->context;
@@ -60,6 +61,7 @@ static int open_session(struct generation *g, int32_t prompt_tokens, looplm_erro
                                       .kv = choice(kv, o->kv),
                                       .kv_type = choice(kv_types, o->kv_type),
                                       .context = (int32_t)context,
+                                      .speculate = choice(speculate, o->speculate),
                                       .adaptive_prompt = o->adaptive_prompt,
                                       .temperature = o->temperature_given ? (float)o->temperature : g->info.temperature,
                                       .top_p = o->top_p_given ? (float)o->top_p : g->info.top_p,
@@ -308,17 +310,12 @@ static int check_resume(const struct run_options *o, looplm_error *err) {
     const struct {
         bool given;
         const char *name;
-    } fixed[] = {{o->exit_given, "exit"},
-                 {o->kv_given, "kv"},
-                 {o->kv_type_given, "kv-type"},
-                 {o->context_given, "context"},
-                 {o->adaptive_prompt_given, "adaptive-prompt"},
-                 {o->seed_given, "seed"},
-                 {o->temperature_given, "temperature"},
-                 {o->top_p_given, "top-p"},
-                 {o->top_k_given, "top-k"},
-                 {o->min_p_given, "min-p"},
-                 {o->repetition_penalty_given, "repetition-penalty"}};
+    } fixed[] = {{o->exit_given, "exit"},           {o->kv_given, "kv"},
+                 {o->kv_type_given, "kv-type"},     {o->context_given, "context"},
+                 {o->speculate_given, "speculate"}, {o->adaptive_prompt_given, "adaptive-prompt"},
+                 {o->seed_given, "seed"},           {o->temperature_given, "temperature"},
+                 {o->top_p_given, "top-p"},         {o->top_k_given, "top-k"},
+                 {o->min_p_given, "min-p"},         {o->repetition_penalty_given, "repetition-penalty"}};
     if (!o->resume) return 0;
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
         if (!fixed[i].given) continue;

@@ -2,9 +2,11 @@
  * wanted. */
 #include "engine/engine_internal.h"
 
+#include "base/clock.h"
 #include "base/mathfn.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static int engine_allocate(struct engine *e, looplm_error *err) {
     const struct model_config *c = &e->model->config;
@@ -152,9 +154,18 @@ static void run_stack(struct engine *e) {
         kv_enter(&e->rows[e->runs[i].row].sequence->kv, e->runs[i].loop, e->runs[i].first, e->runs[i].count);
     loop_record(&e->pass, e->model, &e->pool.geometry, e->runs, e->n_runs, e->n_rows, &e->workspace.buffers);
     record_outputs(e);
+    double begin = clock_seconds();
     e->model->backend->execute(e->model->backend, &e->pass);
+    double seconds = clock_seconds() - begin;
+    if (e->n_rows <= SPECULATE_ROWS_MAX) cost_add(&e->pass_cost, e->n_rows, seconds);
+    e->counters.pass_s += seconds;
     e->counters.passes++;
     e->counters.rows += e->n_rows;
+}
+
+/* A row whose sequence has not dropped it since it ran. */
+static bool row_live(const struct engine *e, int32_t row) {
+    return e->rows[row].slot < e->rows[row].sequence->n_slots;
 }
 
 /* Logits, log-sum-exp and maximum of the listed pass rows (at most ENGINE_HEAD_ROWS). */
@@ -172,20 +183,27 @@ static void read_head(struct engine *e, const int32_t *rows, int32_t n) {
                  .kind = OP_CROSS_ENTROPY,
                  .cross_entropy = {
                      .logits = e->logits, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = n, .vocab = c->vocab}});
+    double begin = clock_seconds();
     e->model->backend->execute(e->model->backend, &e->pass);
+    double seconds = clock_seconds() - begin;
+    cost_add(&e->head_cost, n, seconds);
+    e->counters.head_s += seconds;
+    e->counters.heads++;
     e->counters.head_rows += n;
+}
+
+static real *logits_of(const struct engine *e, int32_t head_row) {
+    return e->logits + (size_t)head_row * (size_t)e->model->config.vocab;
 }
 
 /* mix: the logits of a token are the p-weighted sum over its loops, added up as they come. */
 static void mix_add(struct engine *e, struct sequence *s, const struct slot *slot, int32_t head_row) {
     const struct model_config *c = &e->model->config;
-    real p = (real)slot->probs[slot->done - 1];
+    real p = (real)slot->probs[slot->done - 1], *sum = sequence_kept(s, slot->position);
     pass_clear(&e->pass);
     if (slot->done == 1)
-        pass_add(&e->pass, (struct op){.kind = OP_ZERO, .zero = {s->mix, (size_t)c->vocab * sizeof(real)}});
-    pass_add(&e->pass,
-             (struct op){.kind = OP_ROW_AXPY,
-                         .row_axpy = {e->logits + (size_t)head_row * (size_t)c->vocab, &p, s->mix, 1, c->vocab}});
+        pass_add(&e->pass, (struct op){.kind = OP_ZERO, .zero = {sum, (size_t)c->vocab * sizeof(real)}});
+    pass_add(&e->pass, (struct op){.kind = OP_ROW_AXPY, .row_axpy = {logits_of(e, head_row), &p, sum, 1, c->vocab}});
     e->model->backend->execute(e->model->backend, &e->pass);
 }
 
@@ -214,44 +232,92 @@ static bool settle_row(struct engine *e, int32_t row, const struct exit_evidence
     return predicts;
 }
 
-static bool rule_reads_head(const struct sequence *s) {
-    return s->options.rule.kind == EXIT_CONF || s->options.rule.kind == EXIT_MIX;
+/* The rule looks at this row's logits: conf to decide, mix to sum what it predicts from. */
+static bool rule_reads_head(const struct sequence *s, const struct slot *slot) {
+    enum exit_kind kind = s->options.rule.kind;
+    return undecided(slot) && (kind == EXIT_CONF || (kind == EXIT_MIX && slot->predicts));
 }
 
-static void predict(struct engine *e, int32_t row, int32_t head_row) {
-    const struct model_config *c = &e->model->config;
-    struct sequence *s = e->rows[row].sequence;
-    const struct slot *slot = row_slot(e, row);
-    real *logits = e->logits + (size_t)head_row * (size_t)c->vocab;
+static bool samples(const struct sequence *s, const struct slot *slot) {
+    return s->generating && slot->position + 1 == s->n_ids && s->n_ids < s->options.capacity;
+}
+
+static int32_t pick(struct sequence *s, const struct slot *slot, const real *logits) {
+    int32_t n = slot->position + 1;
+    return sampler_pick(s->sampler, &s->options.sampler, logits, n, s->ids, n);
+}
+
+/* A prediction whose row's own id is certain. */
+static void predict(struct engine *e, struct sequence *s, const struct slot *slot, const real *logits, real lse) {
     struct prediction p = {.position = slot->position,
                            .loops = slot->predicted,
                            .exit_probs = slot->probs,
                            .logits = logits,
-                           .lse = e->lse[head_row],
+                           .lse = lse,
                            .id = -1};
-    if (s->generating && slot->position + 1 == s->n_ids && s->n_ids < s->options.capacity) {
-        p.id = sampler_pick(s->sampler, &s->options.sampler, logits, s->n_ids, s->ids, s->n_ids);
-        p.logprob = logits[p.id] - p.lse;
-        s->ids[s->n_ids] = p.id;
-        s->targets[s->n_ids++] = SLOT_BY_RULE;
-        s->tail_sampled = true;
+    if (samples(s, slot)) {
+        p.id = pick(s, slot, logits);
+        p.logprob = logits[p.id] - lse;
+        speculate_verify(s, slot, p.id);
     }
+    e->counters.predictions++;
     if (s->options.on_prediction) s->options.on_prediction(s->options.context, s, &p);
 }
 
-/* The head of a group of rows whose rule looks at it. Under conf the same read predicts; mix has to wait for the sum
- * over its loops. */
+/* Held predictions whose ids have become certain. True when there was one. */
+static bool predict_held(struct engine *e, struct sequence *s) {
+    bool any = false;
+    for (int32_t i = 0; i < s->n_slots && s->generating; i++) {
+        struct slot *slot = &s->slots[i];
+        if (!slot->held || slot->position >= s->n_ids) continue;
+        slot->held = false;
+        predict(e, s, slot, sequence_kept(s, slot->position), slot->lse);
+        any = true;
+    }
+    return any;
+}
+
+static void hold(struct engine *e, struct sequence *s, struct slot *slot, const real *logits, real lse) {
+    real *kept = sequence_kept(s, slot->position);
+    if (kept != logits) memcpy(kept, logits, (size_t)e->model->config.vocab * sizeof(real));
+    slot->lse = lse;
+    slot->held = true;
+    if (s->generating) speculate_propose(s, slot, pick(s, slot, logits), true);
+}
+
+/* The logits that a row was read for: it leaves and predicts, or it is on its way and proposes. */
+static void take_logits(struct engine *e, int32_t row, const real *logits, real lse) {
+    if (!row_live(e, row)) return;
+    struct sequence *s = e->rows[row].sequence;
+    struct slot *slot = row_slot(e, row);
+    if (!slot->predicted) {
+        speculate_propose(s, slot, pick(s, slot, logits), false);
+    } else if (s->options.speculate != SPECULATE_OFF && (!s->generating || slot->position >= s->n_ids)) {
+        hold(e, s, slot, logits, lse);
+    } else {
+        predict(e, s, slot, logits, lse);
+        predict_held(e, s);
+    }
+}
+
+/* The head of a group of rows whose rule looks at it. Under conf the same read predicts or proposes; mix predicts from
+ * the sum over its loops. */
 static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
     read_head(e, rows, n);
     for (int32_t i = 0; i < n; i++) {
+        if (!row_live(e, rows[i])) continue;
         struct sequence *s = e->rows[rows[i]].sequence;
+        const struct slot *slot = row_slot(e, rows[i]);
         struct exit_evidence evidence = {.confidence = math_exp((float)(e->max[i] - e->lse[i]))};
-        if (s->mix) mix_add(e, s, row_slot(e, rows[i]), i);
-        if (!settle_row(e, rows[i], &evidence)) continue;
-        if (s->mix)
+        bool mix = s->options.rule.kind == EXIT_MIX;
+        if (mix) mix_add(e, s, slot, i);
+        if (!settle_row(e, rows[i], &evidence)) {
+            if (speculate_wants(e, s, slot)) take_logits(e, rows[i], logits_of(e, i), e->lse[i]);
+        } else if (mix) {
             e->heads[e->n_heads++] = rows[i];
-        else
-            predict(e, rows[i], i);
+        } else {
+            take_logits(e, rows[i], logits_of(e, i), e->lse[i]);
+        }
     }
 }
 
@@ -264,14 +330,16 @@ static void settle_rows(struct engine *e) {
     for (int32_t row = 0; row < e->n_rows; row++)
         slot_advance(e->rows[row].sequence, row_slot(e, row), e->model->exit_weight ? (float)lambda[row] : 0.0f);
     for (int32_t row = 0; row < e->n_rows; row++) {
-        if (rule_reads_head(e->rows[row].sequence) && undecided(row_slot(e, row))) {
+        if (!row_live(e, row)) continue;
+        if (rule_reads_head(e->rows[row].sequence, row_slot(e, row))) {
             group[n++] = row;
             if (n < ENGINE_HEAD_ROWS) continue;
             settle_group(e, group, n);
             n = 0;
         } else {
             struct exit_evidence evidence = {.distance = (float)e->distance[row]};
-            if (settle_row(e, row, &evidence)) e->heads[e->n_heads++] = row;
+            bool predicts = settle_row(e, row, &evidence);
+            if (predicts || speculate_wants(e, e->rows[row].sequence, row_slot(e, row))) e->heads[e->n_heads++] = row;
         }
     }
     if (n > 0) settle_group(e, group, n);
@@ -283,27 +351,25 @@ static void settle_rows(struct engine *e) {
     }
 }
 
-/* mix keeps its own logits: they replace the last loop's before the prediction. */
+/* mix keeps its own logits; their log-sum-exp is still to be taken. */
 static void predict_mixed(struct engine *e, int32_t row) {
+    if (!row_live(e, row)) return;
     const struct model_config *c = &e->model->config;
-    struct sequence *s = e->rows[row].sequence;
+    real *sum = sequence_kept(e->rows[row].sequence, row_slot(e, row)->position);
     pass_clear(&e->pass);
     pass_add(
         &e->pass,
         (struct op){.kind = OP_CROSS_ENTROPY,
                     .cross_entropy = {
-                        .logits = s->mix, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = 1, .vocab = c->vocab}});
+                        .logits = sum, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = 1, .vocab = c->vocab}});
     e->model->backend->execute(e->model->backend, &e->pass);
-    real *logits = e->logits;
-    e->logits = s->mix;
-    predict(e, row, 0);
-    e->logits = logits;
+    take_logits(e, row, sum, e->lse[0]);
 }
 
 static void predict_rows(struct engine *e) {
     int32_t n = 0;
     for (int32_t i = 0; i < e->n_heads; i++) {
-        if (e->rows[e->heads[i]].sequence->mix)
+        if (e->rows[e->heads[i]].sequence->options.rule.kind == EXIT_MIX)
             predict_mixed(e, e->heads[i]);
         else
             e->heads[n++] = e->heads[i];
@@ -311,14 +377,20 @@ static void predict_rows(struct engine *e) {
     for (int32_t i = 0; i < n; i += ENGINE_HEAD_ROWS) {
         int32_t group = n - i < ENGINE_HEAD_ROWS ? n - i : ENGINE_HEAD_ROWS;
         read_head(e, e->heads + i, group);
-        for (int32_t j = 0; j < group; j++) predict(e, e->heads[i + j], j);
+        for (int32_t j = 0; j < group; j++) take_logits(e, e->heads[i + j], logits_of(e, j), e->lse[j]);
     }
 }
 
 int engine_step(struct engine *e, bool *ran, looplm_error *err) {
+    *ran = false;
+    for (int32_t i = 0; i < e->n_sequences; i++) {
+        if (!predict_held(e, e->sequences[i])) continue;
+        sequence_sweep(e->sequences[i]);
+        *ran = true;
+    }
     int status = collect_rows(e, err);
-    *ran = !status && e->n_rows > 0;
-    if (!*ran) return status;
+    if (status || e->n_rows == 0) return status;
+    *ran = true;
     run_stack(e);
     settle_rows(e);
     predict_rows(e);

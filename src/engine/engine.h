@@ -49,6 +49,14 @@ struct prediction {
 };
 typedef void prediction_fn(void *context, struct sequence *sequence, const struct prediction *prediction);
 
+enum speculate {
+    SPECULATE_OFF,
+    SPECULATE_WAVEFRONT, /* where it pays */
+    SPECULATE_ALWAYS     /* wherever it can: tests and measurements */
+};
+/* Replaces the proposal `id` after loop `loops` of the row at `position` (measurements that force the acceptance). */
+typedef int32_t propose_fn(void *context, struct sequence *sequence, int32_t position, int32_t loops, int32_t id);
+
 struct sequence_options {
     struct exit_rule rule; /* resolved by sequence_open against the model */
     enum kv_policy policy;
@@ -56,7 +64,11 @@ struct sequence_options {
     int32_t capacity;     /* positions at most: prompt and generated */
     bool adaptive_prompt; /* prompt positions may leave early too (last-exited) */
     bool score;           /* predict at every fed position, not only where generation starts */
+    enum speculate speculate;
+    const uint8_t *depths; /* [capacity] loops of generated ids by position, in place of the rule's exits (tests,
+                              measurements); NULL, or the caller's until the sequence is closed */
     prediction_fn *on_prediction;
+    propose_fn *on_proposal; /* may be NULL */
     void *context;
 };
 int sequence_open(struct sequence **sequence, struct engine *engine, const struct sequence_options *options,
@@ -67,7 +79,7 @@ void sequence_close(struct sequence *sequence);
  * every loop. Ids out of the vocabulary and a full context are errors; nothing is appended then. */
 int sequence_feed(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err);
 /* While on, the last id's row predicts, the sampled id is appended, and so on, one token a prediction. Off: fed ids run
- * and nothing is sampled. */
+ * and nothing is sampled; rows that speculation has begun wait. */
 void sequence_generate(struct sequence *sequence, bool on);
 void sequence_set_sampler(struct sequence *sequence, const struct sampler_options *sampler);
 /* No row is ready or in flight: all ids but a last generated one have run. */
@@ -93,8 +105,13 @@ bool sequence_tail_sampled(const struct sequence *sequence);
  * was. */
 int engine_step(struct engine *engine, bool *ran, looplm_error *err);
 
+#define ENGINE_PROPOSALS 3
 struct engine_counters {
-    int64_t passes, rows, head_rows, lends;
+    int64_t passes, rows, heads, head_rows, lends;
+    int64_t proposals[ENGINE_PROPOSALS], accepted[ENGINE_PROPOSALS]; /* by the loop after which they were made */
+    int64_t replaced, dropped_rows; /* proposals a deeper loop replaced; rows run for nothing */
+    int64_t predictions;
+    double pass_s, head_s; /* time in the stack and in the head */
 };
 const struct engine_counters *engine_counters(const struct engine *engine);
 

@@ -4,7 +4,9 @@
 
 #include "engine/engine.h"
 
-#define SLOT_BY_RULE 0 /* a target: the exit rule decides */
+#define SLOT_BY_RULE 0                    /* a target: the exit rule decides */
+#define SPECULATE_DEPTHS ENGINE_PROPOSALS /* loops after which a row may propose */
+#define SPECULATE_ROWS_MAX 64             /* passes of more rows are prompts: nothing is proposed beside them */
 
 /* A row in flight: one position on its way through the loops. */
 struct slot {
@@ -15,8 +17,18 @@ struct slot {
     int32_t row;       /* of sequence.h, where its hidden state waits */
     bool predicts;     /* a prediction is wanted */
     bool waiting;      /* it has left (full policy) and runs on only when dragged along */
+    bool enters;       /* in the pass being built */
+    bool held;         /* it predicted before its own id was certain: its logits wait in the sequence's `kept` */
+    real lse;          /* of a held prediction */
+    int32_t proposals[SPECULATE_DEPTHS]; /* the next id by the head after loop 1, 2, ..; -1 where it was not read */
     struct exit_state exit;
     float probs[MODEL_LOOPS_MAX];
+};
+
+/* What a sequence has learned about its proposals. */
+struct speculation {
+    float accepted[SPECULATE_DEPTHS]; /* running share of the proposals after loop 1, 2, .. that came true */
+    int32_t wait, waited;             /* while it does not pay: tokens between two tries, tokens since the last */
 };
 
 struct sequence {
@@ -27,22 +39,31 @@ struct sequence {
     int32_t last;         /* the last step of the rule: its resolved max */
     int32_t *ids;         /* [capacity] */
     uint8_t *targets;     /* [capacity] loops asked for, SLOT_BY_RULE for generated ids */
-    int32_t n_ids, n_fed; /* ids; those that have been given a slot */
+    int32_t n_ids, n_fed; /* ids; those that have been given a slot, proposed ones included */
+    int32_t n_proposed;   /* ids[n_ids ..] that a row still on its way proposes (speculate.c) */
+    struct speculation speculation;
     bool generating, settling;
+    bool draining;      /* nothing new begins */
     bool tail_sampled;  /* the last id was generated: it runs when more is wanted */
     struct slot *slots; /* [slots_max] by position */
     int32_t n_slots,
         slots_max;      /* as many as a pass has rows: all of them may have to enter one together (full policy) */
     int32_t *free_rows; /* stack of rows of h */
     int32_t n_free_rows;
-    real *h;   /* [slots_max, D] */
-    real *mix; /* [V] sum of p logits, for the mix rule */
+    real *h;    /* [slots_max, D] */
+    real *kept; /* [n_kept, V] logits by position % n_kept: sums of p logits for the mix rule, held predictions */
+    int32_t n_kept;
 };
 
 /* A row of the pass being built. */
 struct pass_row {
     struct sequence *sequence;
     int32_t slot;
+};
+
+/* Time as a line over rows, t = base + slope n, fitted with forgetting. */
+struct cost_line {
+    double weight, n, t, nn, nt;
 };
 
 struct engine {
@@ -64,9 +85,12 @@ struct engine {
     int32_t n_lends, lends_max;
     int32_t *heads; /* [rows_max] pass rows whose head is read */
     int32_t n_heads;
-    real *head_h, *logits, *lse, *max; /* [ENGINE_HEAD_ROWS, D], [.., V], [..], [..] */
+    real *head_h, *logits, *lse, *max;     /* [ENGINE_HEAD_ROWS, D], [.., V], [..], [..] */
+    struct cost_line pass_cost, head_cost; /* seconds by rows */
     struct engine_counters counters;
 };
+
+/* ---- sequence.c ------------------------------------------------------------------------------------------------- */
 
 /* Gives waiting ids their slots (as a chunk of at most `room` rows) and collects the rows that are ready into the
  * engine's pass. Returns rows added, 0 when none is ready or none fits, -1 when blocks are missing. */
@@ -77,5 +101,31 @@ void slot_advance(struct sequence *sequence, struct slot *slot, float lambda);
 void sequence_sweep(struct sequence *sequence);
 /* The slot has loops to run by itself, not only when dragged along. */
 bool slot_wants(const struct sequence *sequence, const struct slot *slot);
+/* Forgets what ran at positions >= position, and proposed ids from there on; certain ids stay and run again. */
+void sequence_drop(struct sequence *sequence, int32_t position);
+/* The loops asked for a generated id. */
+static inline uint8_t sequence_target(const struct sequence *s, int32_t position) {
+    return s->options.depths ? s->options.depths[position] : SLOT_BY_RULE;
+}
+/* Rows that may wait under the full policy before they are run to their end. */
+int32_t sequence_backlog_max(const struct sequence *sequence);
+/* Logits kept for a position. */
+real *sequence_kept(const struct sequence *sequence, int32_t position);
+
+/* ---- speculate.c ------------------------------------------------------------------------------------------------ */
+
+void speculation_begin(struct speculation *speculation);
+/* The head is to be read after this loop, to propose the next id. */
+bool speculate_wants(const struct engine *engine, const struct sequence *sequence, const struct slot *slot);
+/* A slot may open behind rows that are still on their way. */
+bool speculate_may_open(const struct sequence *sequence);
+/* The row's head says `id` comes next; `exact`: it has left, so it does if the row's own id is certain. */
+void speculate_propose(struct sequence *sequence, struct slot *slot, int32_t id, bool exact);
+/* The certain next id of the last certain position: the proposal comes true, or what runs behind it is dropped. slot:
+ * the row that predicted. */
+void speculate_verify(struct sequence *sequence, const struct slot *slot, int32_t id);
+void cost_add(struct cost_line *line, double n, double seconds);
+double cost_slope(const struct cost_line *line); /* seconds for one more row, at least 0 */
+double cost_at(const struct cost_line *line, double n);
 
 #endif

@@ -14,9 +14,9 @@ static int sequence_allocate(struct sequence *s, int32_t planes, looplm_error *e
     s->slots = malloc((size_t)s->slots_max * sizeof *s->slots);
     s->free_rows = malloc((size_t)s->slots_max * sizeof *s->free_rows);
     s->h = backend->alloc(backend, (size_t)s->slots_max * (size_t)c->hidden * sizeof(real));
-    bool mix = s->options.rule.kind == EXIT_MIX;
-    if (mix) s->mix = backend->alloc(backend, (size_t)c->vocab * sizeof(real));
-    if (!s->ids || !s->targets || !s->slots || !s->free_rows || !s->h || (mix && !s->mix))
+    s->n_kept = s->options.speculate != SPECULATE_OFF ? planes + 1 : s->options.rule.kind == EXIT_MIX;
+    if (s->n_kept) s->kept = backend->alloc(backend, (size_t)s->n_kept * (size_t)c->vocab * sizeof(real));
+    if (!s->ids || !s->targets || !s->slots || !s->free_rows || !s->h || (s->n_kept && !s->kept))
         return error_set(err, LOOPLM_MEMORY, "a sequence of %d positions could not be had", s->options.capacity);
     for (int32_t i = 0; i < s->slots_max; i++) s->free_rows[s->n_free_rows++] = s->slots_max - 1 - i;
     int status = sampler_open(&s->sampler, c->vocab, err);
@@ -34,12 +34,15 @@ int sequence_open(struct sequence **out, struct engine *engine, const struct seq
         return error_set(err, LOOPLM_UNSUPPORTED, "exit rule mix does not score whole prompts; use another rule");
     if (options->adaptive_prompt && options->policy != KV_POLICY_LAST_EXITED)
         return error_set(err, LOOPLM_UNSUPPORTED, "adaptive prefill needs the KV policy last-exited");
+    if (options->score && options->speculate != SPECULATE_OFF)
+        return error_set(err, LOOPLM_UNSUPPORTED, "scoring knows every id: there is nothing to speculate about");
     int status = sampler_options_check(&options->sampler, err);
     if (status) return status;
     struct sequence *s = calloc(1, sizeof *s);
     if (!s) return error_set(err, LOOPLM_MEMORY, "a sequence could not be had");
     s->engine = engine;
     s->options = *options;
+    speculation_begin(&s->speculation);
     int32_t planes;
     status = exit_rule_resolve(&s->options.rule, c->loops, c->exit_gate, &planes, err);
     if (!status && planes > engine->options.planes)
@@ -68,7 +71,8 @@ void sequence_close(struct sequence *s) {
     struct backend *backend = e->model->backend;
     if (s->kv.pool) kv_sequence_free(&s->kv);
     if (s->h) backend->release(backend, s->h, (size_t)s->slots_max * (size_t)e->model->config.hidden * sizeof(real));
-    if (s->mix) backend->release(backend, s->mix, (size_t)e->model->config.vocab * sizeof(real));
+    size_t kept = (size_t)s->n_kept * (size_t)e->model->config.vocab * sizeof(real);
+    if (s->kept) backend->release(backend, s->kept, kept);
     sampler_close(s->sampler);
     free(s->ids);
     free(s->targets);
@@ -91,12 +95,24 @@ static int check_ids(const struct sequence *s, const int32_t *ids, int32_t n, lo
     return 0;
 }
 
+/* The caller knows better what comes next: proposals go, and a held prediction of the last id is no longer wanted. */
+static void forget_guesses(struct sequence *s) {
+    if (s->options.speculate == SPECULATE_OFF) return;
+    sequence_drop(s, s->n_ids);
+    if (s->n_slots == 0) return;
+    struct slot *last = &s->slots[s->n_slots - 1];
+    if (last->position + 1 != s->n_ids) return;
+    last->held = last->predicts = false;
+    sequence_sweep(s);
+}
+
 int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err) {
     int status = check_ids(s, ids, n, err);
     if (status) return status;
     for (int32_t i = 0; i < n; i++)
         if (depths && (depths[i] < 1 || depths[i] > s->kv.loops))
             return error_set(err, LOOPLM_USAGE, "depth %d at index %d is outside 1 to %d", depths[i], i, s->kv.loops);
+    if (n > 0) forget_guesses(s);
     for (int32_t i = 0; i < n; i++) {
         s->ids[s->n_ids + i] = ids[i];
         s->targets[s->n_ids + i] = depths                       ? depths[i]
@@ -113,6 +129,7 @@ void sequence_generate(struct sequence *s, bool on) {
 }
 void sequence_set_sampler(struct sequence *s, const struct sampler_options *sampler) {
     s->options.sampler = *sampler;
+    if (s->options.speculate != SPECULATE_OFF) sequence_drop(s, s->n_ids); /* proposed with the old one's noise */
 }
 int32_t sequence_length(const struct sequence *s) {
     return s->n_ids;
@@ -135,6 +152,8 @@ bool sequence_tail_sampled(const struct sequence *s) {
 
 bool slot_wants(const struct sequence *s, const struct slot *slot) {
     if (slot->waiting) return s->settling;
+    bool guessed = s->options.speculate != SPECULATE_OFF && slot->position >= s->n_ids - s->tail_sampled;
+    if (guessed && !s->generating) return false;
     return slot->target == SLOT_BY_RULE || slot->done < slot->target;
 }
 
@@ -146,9 +165,8 @@ static bool any_wants(const struct sequence *s) {
 
 /* A generated id runs only while more is wanted: the last one stays an id without planes. */
 static bool has_unfed(const struct sequence *s) {
-    if (s->n_fed == s->n_ids) return false;
-    bool last_generated = s->n_fed + 1 == s->n_ids && s->tail_sampled;
-    return !last_generated || s->generating;
+    if (s->n_fed < s->n_ids - s->tail_sampled) return true;
+    return s->n_fed < s->n_ids + s->n_proposed && s->generating && !s->draining;
 }
 
 bool sequence_idle(const struct sequence *s) {
@@ -160,35 +178,46 @@ static void slot_open(struct sequence *s, int32_t position, bool last_of_ids) {
     *slot = (struct slot){.position = position, .target = s->targets[position], .row = s->free_rows[--s->n_free_rows]};
     slot->predicts = s->options.score || (last_of_ids && s->generating);
     slot->exit = exit_begin();
+    for (int i = 0; i < SPECULATE_DEPTHS; i++) slot->proposals[i] = -1;
 }
 
-/* Ids without a slot get one, a chunk at a time; the next chunk only when the last has finished, so that a sequence is
- * at one loop at a time. */
+/* Ids without a slot get one, a chunk at a time; the next chunk only when the last has finished. Without speculation a
+ * sequence is therefore at one loop at a time. */
 static bool open_chunk(struct sequence *s, int32_t room) {
-    int32_t n = s->n_ids - s->n_fed, free_slots = s->slots_max - s->n_slots;
-    if (s->options.rule.kind == EXIT_MIX && s->options.adaptive_prompt) n = 1;
+    int32_t total = s->n_ids + s->n_proposed, n = total - s->n_fed, free_slots = s->slots_max - s->n_slots;
     if (n > room) n = room;
     if (n > free_slots) n = free_slots;
     if (n < 1) return true;
     if (!kv_reserve(&s->kv, s->n_fed + n)) return false;
-    for (int32_t i = 0; i < n; i++, s->n_fed++) slot_open(s, s->n_fed, s->n_fed + 1 == s->n_ids);
+    for (int32_t i = 0; i < n; i++, s->n_fed++) slot_open(s, s->n_fed, s->n_fed + 1 == total);
     return true;
 }
 
-/* Rows that may wait before they are run to their end; they never fill all slots, so that a chunk always gets one. */
-static int32_t backlog_max(const struct sequence *s) {
+/* They never fill all slots, so that a chunk always gets one. */
+int32_t sequence_backlog_max(const struct sequence *s) {
     return s->slots_max < ENGINE_BACKLOG_MAX ? s->slots_max : ENGINE_BACKLOG_MAX;
 }
 
-/* The loop that the next rows run: the lowest that a wanting slot stands before; and the last position that wants it.
- */
-static int32_t next_loop(const struct sequence *s, int32_t *position_max) {
-    int32_t loop = MODEL_LOOPS_MAX;
-    for (int32_t i = 0; i < s->n_slots; i++)
-        if (slot_wants(s, &s->slots[i]) && s->slots[i].done < loop) loop = s->slots[i].done;
-    for (int32_t i = 0; i < s->n_slots; i++)
-        if (slot_wants(s, &s->slots[i]) && s->slots[i].done == loop) *position_max = s->slots[i].position;
-    return loop;
+/* Which slots enter the next pass, as the loop each runs (-1: none): those that want to run, and under the full policy
+ * those that left earlier and still owe a loop which a later one runs. A row enters only if every earlier one that
+ * lends it nothing is through its loop or enters with it (invariant 2). Positions >= end stay out. Returns their
+ * number. */
+static int32_t choose_slots(struct sequence *s, int32_t end) {
+    int32_t last_wanting[MODEL_LOOPS_MAX], n = 0, floor = MODEL_LOOPS_MAX + 1; /* floor: least loops of earlier slots */
+    for (int32_t r = 0; r < s->kv.loops; r++) last_wanting[r] = -1;
+    for (int32_t i = 0; i < s->n_slots; i++) {
+        const struct slot *slot = &s->slots[i];
+        if (slot->position < end && slot_wants(s, slot)) last_wanting[slot->done] = slot->position;
+    }
+    for (int32_t i = 0; i < s->n_slots; i++) {
+        struct slot *slot = &s->slots[i];
+        bool lent = slot->waiting && s->kv.policy == KV_POLICY_LAST_EXITED;
+        slot->enters = !lent && slot->done < s->kv.loops && slot->position <= last_wanting[slot->done] &&
+                       floor > slot->done && (slot->waiting || slot_wants(s, slot));
+        n += slot->enters;
+        if (!lent && slot->done + slot->enters < floor) floor = slot->done + slot->enters;
+    }
+    return n;
 }
 
 static void add_row(struct sequence *s, int32_t slot, int32_t loop, bool extends) {
@@ -201,24 +230,48 @@ static void add_row(struct sequence *s, int32_t slot, int32_t loop, bool extends
     e->rows[e->n_rows++] = (struct pass_row){s, slot};
 }
 
+/* Deepest loop first: a sequence's rows then stand in order of position, and are verified in that order. */
+static void add_rows(struct sequence *s, int32_t n) {
+    for (int32_t loop = s->kv.loops - 1; n > 0; loop--) {
+        int32_t previous = -2;
+        for (int32_t i = 0; i < s->n_slots; i++) {
+            if (!s->slots[i].enters || s->slots[i].done != loop) continue;
+            add_row(s, i, loop, s->slots[i].position == previous + 1);
+            previous = s->slots[i].position;
+            n--;
+        }
+    }
+}
+
 int32_t sequence_plan(struct sequence *s, int32_t room) {
     if (!any_wants(s)) {
-        if (s->n_slots >= backlog_max(s)) s->settling = true;
+        if (s->n_slots >= sequence_backlog_max(s)) s->settling = true;
         if (!s->settling && has_unfed(s) && !open_chunk(s, room)) return -1;
         if (!any_wants(s)) return 0;
+    } else if (speculate_may_open(s)) {
+        open_chunk(s, 1); /* without blocks it has to wait */
     }
-    int32_t position_max = -1, loop = next_loop(s, &position_max), n = 0;
-    /* Rows that left earlier and still owe this loop come along (full policy): everything up to position_max that
-     * stands before it. */
-    for (int32_t i = 0; i < s->n_slots; i++) n += s->slots[i].done == loop && s->slots[i].position <= position_max;
+    int32_t n = choose_slots(s, s->options.capacity);
+    if (n > room) n = choose_slots(s, s->n_ids); /* guesses wait for a place to spare */
     if (n > room) return 0;
-    int32_t previous = -2;
-    for (int32_t i = 0; i < s->n_slots; i++) {
-        if (s->slots[i].done != loop || s->slots[i].position > position_max) continue;
-        add_row(s, i, loop, s->slots[i].position == previous + 1);
-        previous = s->slots[i].position;
-    }
+    add_rows(s, n);
     return n;
+}
+
+real *sequence_kept(const struct sequence *s, int32_t position) {
+    return s->kept + (size_t)(position % s->n_kept) * (size_t)s->engine->model->config.vocab;
+}
+
+void sequence_drop(struct sequence *s, int32_t position) {
+    if (s->n_proposed > 0) s->n_proposed = position > s->n_ids ? position - s->n_ids : 0;
+    if (s->n_fed <= position) return;
+    while (s->n_slots > 0 && s->slots[s->n_slots - 1].position >= position) {
+        const struct slot *slot = &s->slots[--s->n_slots];
+        s->free_rows[s->n_free_rows++] = slot->row;
+        s->engine->counters.dropped_rows += slot->done;
+    }
+    s->n_fed = position;
+    kv_drop(&s->kv, position);
 }
 
 void slot_advance(struct sequence *s, struct slot *slot, float lambda) {
@@ -233,7 +286,7 @@ void sequence_sweep(struct sequence *s) {
         const struct slot *slot = &s->slots[i];
         bool left = s->kv.left[slot->position] != 0;
         bool finished = left && (s->kv.policy == KV_POLICY_LAST_EXITED || slot->done == s->kv.loops);
-        if (finished)
+        if (finished && !slot->held)
             s->free_rows[s->n_free_rows++] = slot->row;
         else
             s->slots[kept++] = *slot;
@@ -243,13 +296,19 @@ void sequence_sweep(struct sequence *s) {
 }
 
 int sequence_settle(struct sequence *s, looplm_error *err) {
-    while (s->n_slots > 0) {
+    int status = 0;
+    if (s->options.speculate != SPECULATE_OFF) {
+        sequence_drop(s, s->n_ids - s->tail_sampled);
+        if (s->n_slots > 0 && s->slots[s->n_slots - 1].held) sequence_drop(s, s->slots[s->n_slots - 1].position);
+    }
+    s->draining = true;
+    while (s->n_slots > 0 && !status) {
         if (!any_wants(s)) s->settling = true;
         bool ran;
-        int status = engine_step(s->engine, &ran, err);
-        if (status) return status;
+        status = engine_step(s->engine, &ran, err);
     }
-    return 0;
+    s->draining = false;
+    return status;
 }
 
 int sequence_restore(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, int32_t n_run,

@@ -21,15 +21,15 @@ struct looplm_session {
     struct engine *engine;
     struct sequence *sequence;
     looplm_session_options options; /* with defaults filled in; its strings point into text */
-    char exit_text[64], kv_text[16], kv_type_text[8];
+    char exit_text[64], kv_text[16], kv_type_text[8], speculate_text[16];
     bool have_token, not_finite;
     looplm_token token;
 };
 
 static void take_prediction(void *context, struct sequence *sequence, const struct prediction *p) {
-    (void)sequence;
     looplm_session *s = context;
     if (p->id < 0) return;
+    sequence_generate(sequence, false); /* one token a call */
     s->have_token = true;
     s->not_finite |= !isfinite((double)p->lse);
     s->token = (looplm_token){.id = p->id, .loops = p->loops, .logprob = (float)p->logprob};
@@ -69,6 +69,14 @@ static int parse_kv_type(const char *name, enum weight_type weights, enum kv_typ
     return status;
 }
 
+static int parse_speculate(const char *name, enum speculate *speculate, looplm_error *err) {
+    static const char *const names[] = {"off", "wavefront"};
+    int index = 0;
+    int status = parse_name("speculation", name, names, 2, &index, err);
+    *speculate = index ? SPECULATE_WAVEFRONT : SPECULATE_OFF;
+    return status;
+}
+
 /* Fills defaults and copies the strings. */
 static int take_options(looplm_session *s, const looplm_session_options *given, struct exit_rule *rule,
                         looplm_error *err) {
@@ -77,6 +85,7 @@ static int take_options(looplm_session *s, const looplm_session_options *given, 
     if (given) *o = *given;
     if (!o->kv) o->kv = "last-exited";
     if (!o->kv_type) o->kv_type = "auto";
+    if (!o->speculate) o->speculate = "off";
     if (o->top_p == 0) o->top_p = 1;
     if (o->repetition_penalty == 0) o->repetition_penalty = 1;
     if (o->context == 0) o->context = c->max_positions < CONTEXT_DEFAULT ? c->max_positions : CONTEXT_DEFAULT;
@@ -100,7 +109,9 @@ static int take_options(looplm_session *s, const looplm_session_options *given, 
     snprintf(s->kv_type_text, sizeof s->kv_type_text, "%s", o->kv_type);
     o->exit = s->exit_text;
     o->kv = s->kv_text;
+    snprintf(s->speculate_text, sizeof s->speculate_text, "%s", o->speculate);
     o->kv_type = s->kv_type_text;
+    o->speculate = s->speculate_text;
     return 0;
 }
 
@@ -113,7 +124,9 @@ int looplm_session_open(looplm_session **out, looplm_model *model, const looplm_
     struct exit_rule rule;
     enum kv_policy policy = KV_POLICY_LAST_EXITED;
     enum kv_type kv_type = KV_F32;
+    enum speculate speculate = SPECULATE_OFF;
     int status = take_options(s, given, &rule, err);
+    if (!status) status = parse_speculate(s->options.speculate, &speculate, err);
     if (!status) status = parse_policy(s->options.kv, &policy, err);
     if (!status) status = parse_kv_type(s->options.kv_type, model->model->weight_type, &kv_type, err);
     if (!status) {
@@ -124,6 +137,8 @@ int looplm_session_open(looplm_session **out, looplm_model *model, const looplm_
                                         .planes = rule.kind == EXIT_LOOPS ? rule.loops : loops,
                                         .kv_type = kv_type};
         if (policy == KV_POLICY_FULL) engine.rows_max += ENGINE_BACKLOG_MAX;
+        if (speculate != SPECULATE_OFF)
+            engine.rows_max += engine.planes; /* a diagonal beside the prompt's last chunk */
         status = engine_open(&s->engine, model->model, &engine, err);
     }
     if (!status) {
@@ -134,6 +149,7 @@ int looplm_session_open(looplm_session **out, looplm_model *model, const looplm_
             .capacity = o->context,
             .adaptive_prompt = o->adaptive_prompt,
             .sampler = {o->temperature, o->top_p, o->min_p, o->top_k, o->repetition_penalty, o->seed},
+            .speculate = speculate,
             .on_prediction = take_prediction,
             .context = s};
         status = sequence_open(&s->sequence, s->engine, &sequence, err);
@@ -214,12 +230,13 @@ static char *meta_text(const looplm_session *s) {
     const looplm_session_options *o = &s->options;
     char model[20];
     snprintf(model, sizeof model, "%016llx", (unsigned long long)fingerprint(s->model->model));
-    json_t *meta = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:i, s:f, s:I, s:b}", "format",
-                             "looplm-session-1", "model", model, "exit", o->exit, "kv", o->kv, "kv_type", o->kv_type,
-                             "context", o->context, "chunk", o->chunk, "adaptive_prompt", o->adaptive_prompt,
-                             "temperature", (double)o->temperature, "top_p", (double)o->top_p, "min_p",
-                             (double)o->min_p, "top_k", o->top_k, "repetition_penalty", (double)o->repetition_penalty,
-                             "seed", (json_int_t)o->seed, "tail_sampled", sequence_tail_sampled(s->sequence));
+    json_t *meta =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:i, s:f, s:I, s:b}", "format",
+                  "looplm-session-1", "model", model, "exit", o->exit, "kv", o->kv, "kv_type", o->kv_type, "speculate",
+                  o->speculate, "context", o->context, "chunk", o->chunk, "adaptive_prompt", o->adaptive_prompt,
+                  "temperature", (double)o->temperature, "top_p", (double)o->top_p, "min_p", (double)o->min_p, "top_k",
+                  o->top_k, "repetition_penalty", (double)o->repetition_penalty, "seed", (json_int_t)o->seed,
+                  "tail_sampled", sequence_tail_sampled(s->sequence));
     char *text = meta ? json_dumps(meta, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(meta);
     return text;
@@ -275,6 +292,8 @@ static int read_meta(const struct safetensors *st, const char *path, struct save
         return error_set(err, LOOPLM_FORMAT, "%s: session format '%s' is unknown; this build reads looplm-session-1",
                          path, format);
     snprintf(saved->model, sizeof saved->model, "%s", model);
+    if (json_object_get(*json, "speculate") && (status = json_need_string(at, "speculate", &o->speculate, err)))
+        return status; /* files of 0.1 say nothing of it: off */
     o->context = (int32_t)integer[0];
     o->chunk = (int32_t)integer[1];
     o->adaptive_prompt = adaptive;

@@ -152,6 +152,14 @@ void kv_restart(struct kv_sequence *seq) {
     memset(seq->ready, 0, (size_t)seq->loops * sizeof *seq->ready);
 }
 
+void kv_drop(struct kv_sequence *seq, int32_t n) {
+    for (int32_t r = 0; r < seq->loops; r++)
+        if (seq->ready[r] > n) seq->ready[r] = n;
+    if (n >= seq->positions) return;
+    memset(seq->done + n, 0, (size_t)(seq->positions - n));
+    memset(seq->left + n, 0, (size_t)(seq->positions - n));
+}
+
 void kv_truncate(struct kv_sequence *seq, int32_t n) {
     int32_t block = n / KV_BLOCK;
     for (int32_t r = 0; r < seq->loops; r++) {

@@ -68,6 +68,9 @@ void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t coun
 int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_lend *lends);
 /* Forgets positions >= n (their blocks stay reserved and are zeroed from n on). */
 void kv_truncate(struct kv_sequence *seq, int32_t n);
+/* The same without touching the blocks: what they hold beyond n is finite, and attention never uses what lies beyond a
+ * row's own position. */
+void kv_drop(struct kv_sequence *seq, int32_t n);
 
 /* Begins again at position 0 in the blocks it has, without zeroing them: what they hold is finite, and attention never
  * uses what lies beyond a row's own position. */
