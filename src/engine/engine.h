@@ -91,7 +91,7 @@ const uint8_t *
 sequence_targets(const struct sequence *sequence); /* loops asked for each id, 0 where the exit rule decides */
 const struct kv_sequence *sequence_kv(const struct sequence *sequence);
 /* Runs what is in flight to its end, the loops that waiting rows still owe (full policy) included, and begins nothing
- * new: then the sequence is ids and complete planes. */
+ * new: then the sequence is ids and complete planes, zero beyond the last position. */
 int sequence_settle(struct sequence *sequence, looplm_error *err);
 /* For a saved session: a new sequence takes n ids, of which n_run have run; their planes the caller puts into the KV
  * blocks itself. depths[n]: the loops after which an id left, or for one that has not run, the loops asked for it

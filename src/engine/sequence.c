@@ -308,6 +308,7 @@ int sequence_settle(struct sequence *s, looplm_error *err) {
         status = engine_step(s->engine, &ran, err);
     }
     s->draining = false;
+    if (!status) kv_truncate(&s->kv, s->n_fed);
     return status;
 }
 

@@ -6,48 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-int kv_pool_init(struct kv_pool *pool, struct backend *backend, struct kv_geometry geometry, int64_t n_blocks,
-                 looplm_error *err) {
-    *pool = (struct kv_pool){.geometry = geometry, .backend = backend, .n_blocks = n_blocks};
-    pool->block_size = kv_block_size(&geometry);
-    pool->free_list = malloc((size_t)n_blocks * sizeof(int32_t));
-    pool->memory = backend->alloc(backend, pool->block_size * (size_t)n_blocks);
-    if (!pool->free_list || !pool->memory) {
-        kv_pool_free(pool);
-        return error_set(err, LOOPLM_MEMORY,
-                         "KV cache: %.1f MiB could not be had; use a shorter context or fewer sequences",
-                         (double)pool->block_size * (double)n_blocks / 1048576.0);
-    }
-    return 0;
-}
-
-void kv_pool_free(struct kv_pool *pool) {
-    if (pool->memory) pool->backend->release(pool->backend, pool->memory, pool->block_size * (size_t)pool->n_blocks);
-    free(pool->free_list);
-    pool->memory = NULL;
-    pool->free_list = NULL;
-}
-
-static int64_t pool_available(const struct kv_pool *pool) {
-    return pool->n_free + (pool->n_blocks - pool->n_touched);
-}
-
-static void *block_take(struct kv_pool *pool) {
-    if (pool->n_free > 0) {
-        void *block = pool->memory + (size_t)pool->free_list[--pool->n_free] * pool->block_size;
-        memset(block, 0, pool->block_size);
-        return block;
-    }
-    CHECK_LT(pool->n_touched, pool->n_blocks);
-    return pool->memory + (size_t)pool->n_touched++ * pool->block_size;
-}
-
-static void block_give(struct kv_pool *pool, void *block) {
-    size_t index = (size_t)((unsigned char *)block - pool->memory) / pool->block_size;
-    if (pool->poison) memset(block, 0xff, pool->block_size); /* all ones is a NaN in every float type */
-    pool->free_list[pool->n_free++] = (int32_t)index;
-}
-
 int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_policy policy, int32_t loops,
                      int32_t capacity_max, looplm_error *err) {
     int32_t capacity = (capacity_max + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
@@ -61,9 +19,17 @@ int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_poli
     return error_set(err, LOOPLM_MEMORY, "KV tables for %d positions could not be had", capacity);
 }
 
+static void **table(struct kv_sequence *seq, int32_t loop) {
+    return seq->blocks + (size_t)loop * (size_t)(seq->capacity / KV_BLOCK);
+}
+
+static void give_blocks(struct kv_sequence *seq, int32_t first, int32_t last) {
+    for (int32_t r = 0; r < seq->loops; r++)
+        for (int32_t i = first; i < last; i++) kv_block_give(seq->pool, table(seq, r)[i]);
+}
+
 void kv_sequence_free(struct kv_sequence *seq) {
-    for (int32_t r = 0; seq->blocks && r < seq->loops; r++)
-        for (int32_t i = 0; i < seq->positions / KV_BLOCK; i++) block_give(seq->pool, kv_table(seq, r)[i]);
+    if (seq->blocks) give_blocks(seq, 0, seq->positions / KV_BLOCK);
     free(seq->blocks);
     free(seq->done);
     free(seq->left);
@@ -75,20 +41,17 @@ bool kv_reserve(struct kv_sequence *seq, int32_t n) {
     CHECK_LE(n, seq->capacity);
     int32_t have = seq->positions / KV_BLOCK, want = (n + KV_BLOCK - 1) / KV_BLOCK;
     if (want <= have) return true;
-    if (pool_available(seq->pool) < (int64_t)(want - have) * seq->loops) return false;
+    if (kv_pool_available(seq->pool) < (int64_t)(want - have) * seq->loops) return false;
     for (int32_t r = 0; r < seq->loops; r++)
-        for (int32_t i = have; i < want; i++)
-            seq->blocks[(size_t)r * (size_t)(seq->capacity / KV_BLOCK) + (size_t)i] = block_take(seq->pool);
+        for (int32_t i = have; i < want; i++) table(seq, r)[i] = kv_block_take(seq->pool);
     seq->positions = want * KV_BLOCK;
     return true;
 }
 
 void kv_shrink(struct kv_sequence *seq, int32_t n) {
     int32_t have = seq->positions / KV_BLOCK, want = (n + KV_BLOCK - 1) / KV_BLOCK;
-    for (int32_t r = 0; r < seq->loops; r++) {
-        CHECK_LE(seq->ready[r], n);
-        for (int32_t i = want; i < have; i++) block_give(seq->pool, kv_table(seq, r)[i]);
-    }
+    for (int32_t r = 0; r < seq->loops; r++) CHECK_LE(seq->ready[r], n);
+    give_blocks(seq, want, have);
     if (want < have) seq->positions = want * KV_BLOCK;
 }
 
@@ -106,6 +69,8 @@ void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t coun
     CHECK_LT(loop, seq->loops);
     CHECK_LE(first + count, seq->positions); /* invariant 5 */
     CHECK_EQ(seq->ready[loop], first);       /* invariant 2 */
+    for (int32_t i = first / KV_BLOCK; i <= (first + count - 1) / KV_BLOCK; i++)
+        CHECK_EQ(kv_block_owners(seq->pool, table(seq, loop)[i]), 1);
     for (int32_t p = first; p < first + count; p++) {
         CHECK_EQ(seq->done[p], loop); /* invariant 1 */
         seq->done[p]++;
@@ -158,6 +123,48 @@ void kv_drop(struct kv_sequence *seq, int32_t n) {
     if (n >= seq->positions) return;
     memset(seq->done + n, 0, (size_t)(seq->positions - n));
     memset(seq->left + n, 0, (size_t)(seq->positions - n));
+}
+
+void kv_release(struct kv_sequence *seq) {
+    kv_drop(seq, 0);
+    give_blocks(seq, 0, seq->positions / KV_BLOCK);
+    seq->positions = 0;
+}
+
+bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n) {
+    CHECK_EQ(seq->positions, 0);
+    CHECK_EQ(seq->loops, from->loops);
+    int32_t whole = n / KV_BLOCK, blocks = (n + KV_BLOCK - 1) / KV_BLOCK;
+    if (kv_pool_available(seq->pool) < (int64_t)(blocks - whole) * seq->loops) return false;
+    for (int32_t r = 0; r < seq->loops; r++) {
+        CHECK_LE(n, from->ready[r]);
+        for (int32_t i = 0; i < blocks; i++) {
+            void *block = kv_table(from, r)[i];
+            if (i < whole)
+                kv_block_share(seq->pool, block);
+            else
+                block = memcpy(kv_block_take(seq->pool), block, seq->pool->block_size);
+            table(seq, r)[i] = block;
+        }
+        seq->ready[r] = n;
+    }
+    seq->positions = blocks * KV_BLOCK;
+    memcpy(seq->done, from->done, (size_t)n);
+    memcpy(seq->left, from->left, (size_t)n);
+    return true;
+}
+
+void kv_append(struct kv_sequence *seq, void *const *blocks) {
+    CHECK_LT(seq->positions, seq->capacity);
+    for (int32_t r = 0; r < seq->loops; r++) {
+        CHECK_EQ(seq->ready[r], seq->positions);
+        kv_block_share(seq->pool, blocks[r]);
+        table(seq, r)[seq->positions / KV_BLOCK] = blocks[r];
+        seq->ready[r] += KV_BLOCK;
+    }
+    memset(seq->done + seq->positions, seq->loops, KV_BLOCK);
+    memset(seq->left + seq->positions, seq->loops, KV_BLOCK);
+    seq->positions += KV_BLOCK;
 }
 
 void kv_truncate(struct kv_sequence *seq, int32_t n) {

@@ -1,4 +1,4 @@
-/* The KV cache: a pool of blocks, and per sequence the tables of blocks, one table per loop.
+/* The KV cache of a sequence: tables of blocks of the pool (kv_pool.h), one table per loop.
  *
  * A block holds KV_BLOCK positions of one loop, all layers (tensor/backend.h). A sequence knows for every position how
  * many loops have run there and at which loop the token left; it enforces the invariants of a pass:
@@ -6,12 +6,13 @@
  *   2. row (p, r) may run only if for every earlier p': n(p') > r, or n(p') == r and (p', r) is in the same pass, or p'
  * left before r under a policy that supplies plane r;
  *   5. a pass starts only with its blocks in hand.
- * A violation is a bug and aborts. The pool is used by one thread.
+ * A violation is a bug and aborts. Sequences and the prefix cache may share a block, but only one whose positions all
+ * have their planes: a row writes into a block that its sequence alone owns.
  */
 #ifndef MODEL_KV_H
 #define MODEL_KV_H
 
-#include "tensor/backend.h"
+#include "model/kv_pool.h"
 
 #define KV_POLICY_MAP(X) X(LAST_EXITED, "last-exited") X(FULL, "full")
 enum kv_policy {
@@ -19,21 +20,6 @@ enum kv_policy {
     KV_POLICY_MAP(X)
 #undef X
 };
-
-struct kv_pool {
-    struct kv_geometry geometry;
-    struct backend *backend; /* borrowed */
-    size_t block_size;
-    int64_t n_blocks, n_free, n_touched; /* blocks [n_touched, n_blocks) were never handed out and are zero */
-    int32_t *free_list;
-    unsigned char *memory;
-    bool poison; /* fill freed blocks with NaN (tests) */
-};
-
-/* Reserves n_blocks of address space; memory is committed as blocks are first used. */
-int kv_pool_init(struct kv_pool *pool, struct backend *backend, struct kv_geometry geometry, int64_t n_blocks,
-                 looplm_error *err);
-void kv_pool_free(struct kv_pool *pool);
 
 struct kv_sequence {
     struct kv_pool *pool; /* borrowed */
@@ -71,6 +57,13 @@ void kv_truncate(struct kv_sequence *seq, int32_t n);
 /* The same without touching the blocks: what they hold beyond n is finite, and attention never uses what lies beyond a
  * row's own position. */
 void kv_drop(struct kv_sequence *seq, int32_t n);
+/* Forgets everything and gives all blocks back. */
+void kv_release(struct kv_sequence *seq);
+/* The sequence, which holds no block, takes over positions [0, n) of another that have left at every loop: whole blocks
+ * are shared, the last is copied when it is cut. False when the pool has too few blocks for the copy. */
+bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n);
+/* Appends a block per loop, whose positions all have every plane; the sequence's positions so far fill whole blocks. */
+void kv_append(struct kv_sequence *seq, void *const *blocks);
 
 /* Begins again at position 0 in the blocks it has, without zeroing them: what they hold is finite, and attention never
  * uses what lies beyond a row's own position. */

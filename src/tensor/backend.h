@@ -68,8 +68,7 @@ enum kv_type {
 };
 
 /* One block holds KV_BLOCK positions of one loop: [layers][G]{ keys, values }. Keys: KV_BLOCK / LANES panels of
- * [K][LANES]; values: [KV_BLOCK][K]. (In the double build f32 means double.) A block is zeroed when it is handed out.
- */
+ * [K][LANES]; values: [KV_BLOCK][K]. (In the double build f32 means double.) */
 struct kv_geometry {
     enum kv_type type;
     int32_t layers, kv_heads, head_dim;

@@ -45,10 +45,12 @@ static void test_blocks(void **state) {
     kv_sequence_free(&b);
     assert_true(isnan(((const float *)block)[7])); /* poisoned between uses */
     assert_true(kv_reserve(&a, 128));
-    for (int r = 0; r < 3; r++)
-        for (size_t i = 0; i < pool.block_size / 4; i++)
-            assert_true(((const float *)kv_table(&a, r)[1])[i] == 0); /* zero when handed out */
+    assert_int_equal(kv_pool_available(&pool), 0);
+    kv_release(&a);
+    assert_int_equal(kv_pool_available(&pool), 6);
+    assert_true(kv_reserve(&a, 128));
     kv_sequence_free(&a);
+    assert_int_equal(kv_pool_available(&pool), 6);
     kv_pool_free(&pool);
 }
 
@@ -92,6 +94,10 @@ static void leaves_twice(struct kv_sequence *s) {
     kv_leave(s, 0, 1, lends);
     kv_leave(s, 0, 1, lends);
 }
+static void writes_into_shared(struct kv_sequence *s) {
+    kv_block_share(s->pool, kv_table(s, 0)[0]);
+    kv_enter(s, 0, 0, 1);
+}
 static void in_order(struct kv_sequence *s) {
     struct kv_lend lends[4];
     kv_enter(s, 0, 0, 2);
@@ -107,6 +113,7 @@ static void test_invariants(void **state) {
     assert_true(aborts(runs_ahead));
     assert_true(aborts(no_blocks));
     assert_true(aborts(leaves_twice));
+    assert_true(aborts(writes_into_shared));
     assert_false(aborts(in_order));
 }
 
@@ -130,6 +137,74 @@ static void test_truncate(void **state) {
     assert_true(((const float *)kv_table(&s, 0)[1])[0] == 0);
     kv_enter(&s, 0, 21, 1); /* goes on from there */
     kv_sequence_free(&s);
+    kv_pool_free(&pool);
+}
+
+static void test_drop(void **state) {
+    (void)state;
+    struct kv_pool pool;
+    struct kv_sequence s;
+    struct kv_lend lends[4];
+    assert_int_equal(kv_pool_init(&pool, backend, small, 6, NULL), 0);
+    assert_int_equal(kv_sequence_init(&s, &pool, KV_POLICY_LAST_EXITED, 3, 128, NULL), 0);
+    assert_true(kv_reserve(&s, 128));
+    kv_enter(&s, 0, 0, 70);
+    for (int p = 0; p < 70; p++) kv_leave(&s, p, 1, lends);
+    memset(kv_table(&s, 2)[1], 0x3f, pool.block_size);
+    kv_drop(&s, 66);
+    assert_int_equal(s.positions, 128);
+    assert_int_equal(s.left[65], 1);
+    assert_int_equal(s.left[66], 0);
+    for (int r = 0; r < 3; r++) assert_int_equal(s.ready[r], 66);
+    assert_int_equal(*((const unsigned char *)kv_table(&s, 2)[1] + pool.block_size - 1), 0x3f); /* untouched */
+    kv_enter(&s, 0, 66, 1);
+    kv_enter(&s, 1, 66, 1);
+    kv_drop(&s, 128); /* nothing to forget */
+    kv_sequence_free(&s);
+    kv_pool_free(&pool);
+}
+
+/* A fork shares whole blocks and copies the one that is cut; a block goes back when its last owner lets go. */
+static void test_fork(void **state) {
+    (void)state;
+    struct kv_pool pool;
+    struct kv_sequence a, b;
+    struct kv_lend lends[4];
+    assert_int_equal(kv_pool_init(&pool, backend, small, 6, NULL), 0);
+    assert_int_equal(kv_sequence_init(&a, &pool, KV_POLICY_LAST_EXITED, 2, 128, NULL), 0);
+    assert_int_equal(kv_sequence_init(&b, &pool, KV_POLICY_LAST_EXITED, 2, 192, NULL), 0);
+    assert_true(kv_reserve(&a, 100));
+    for (int r = 0; r < 2; r++) kv_enter(&a, r, 0, 100);
+    for (int p = 0; p < 100; p++) kv_leave(&a, p, 2, lends);
+    for (int r = 0; r < 2; r++) memset(kv_table(&a, r)[1], 0x40 + r, pool.block_size);
+    assert_true(kv_fork(&b, &a, 64));
+    assert_int_equal(kv_pool_available(&pool), 2);
+    assert_int_equal(b.positions, 64);
+    kv_release(&b);
+    assert_true(kv_fork(&b, &a, 70));
+    assert_int_equal(kv_pool_available(&pool), 0);
+    for (int r = 0; r < 2; r++) {
+        assert_ptr_equal(kv_table(&a, r)[0], kv_table(&b, r)[0]);
+        assert_int_equal(kv_block_owners(&pool, kv_table(&a, r)[0]), 2);
+        assert_ptr_not_equal(kv_table(&a, r)[1], kv_table(&b, r)[1]);
+        assert_memory_equal(kv_table(&a, r)[1], kv_table(&b, r)[1], pool.block_size);
+        kv_enter(&b, r, 70, 1);
+    }
+    kv_sequence_free(&a);
+    assert_int_equal(kv_pool_available(&pool), 2);
+    assert_int_equal(kv_sequence_init(&a, &pool, KV_POLICY_LAST_EXITED, 2, 128, NULL), 0);
+    assert_true(kv_reserve(&a, 64));
+    assert_false(kv_fork(&(struct kv_sequence){.pool = &pool, .loops = 2}, &b, 70)); /* no blocks for the copy */
+    kv_release(&a);
+    void *blocks[2] = {kv_table(&b, 0)[0], kv_table(&b, 1)[0]};
+    kv_append(&a, blocks);
+    assert_int_equal(a.positions, 64);
+    assert_int_equal(a.ready[1], 64);
+    assert_int_equal(a.left[63], 2);
+    kv_sequence_free(&b);
+    assert_int_equal(kv_pool_available(&pool), 4);
+    kv_sequence_free(&a);
+    assert_int_equal(kv_pool_available(&pool), 6);
     kv_pool_free(&pool);
 }
 
@@ -184,7 +259,8 @@ static void test_beyond_2_31(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks), cmocka_unit_test(test_invariants),
-                                       cmocka_unit_test(test_truncate), cmocka_unit_test(test_beyond_2_31)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),   cmocka_unit_test(test_invariants),
+                                       cmocka_unit_test(test_truncate), cmocka_unit_test(test_drop),
+                                       cmocka_unit_test(test_fork),     cmocka_unit_test(test_beyond_2_31)};
     return cmocka_run_group_tests(tests, open_backend, close_backend);
 }
