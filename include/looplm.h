@@ -126,6 +126,18 @@ int looplm_session_feed(looplm_session *session, const int32_t *ids, size_t n, l
 /* Generates one token and appends it. LOOPLM_LIMIT when the context is full, LOOPLM_USAGE when nothing was fed yet. The
  * caller decides when to stop. */
 int looplm_session_next(looplm_session *session, looplm_token *token, looplm_error *error);
+/* Writes every pass from now on into a trace file in Chrome's format; NULL ends it and puts the file in its place
+ * (closing the session does so too, silently). */
+int looplm_session_trace(looplm_session *session, const char *path, looplm_error *error);
+/* What the session's engine has done so far. */
+typedef struct looplm_stats {
+    int64_t passes, rows;                /* of the stack */
+    int64_t heads, head_rows;            /* reads of the head */
+    int64_t proposals[3], accepted[3];   /* speculation, by the loop after which was proposed */
+    int64_t dropped_rows;                /* rows run for a proposal that was wrong */
+    double pass_s, head_s, scheduling_s; /* in the stack, in the head, in all else */
+} looplm_stats;
+void looplm_session_stats(const looplm_session *session, looplm_stats *stats);
 /* Ids so far; the pointer is valid until the session changes. */
 const int32_t *looplm_session_ids(const looplm_session *session, size_t *n);
 /* Saves the sequence (ids, depths, KV planes, options) to a file, atomically; loading it continues with the same bits.

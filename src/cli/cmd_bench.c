@@ -1,7 +1,9 @@
 /* looplm bench: how fast a model runs here, and what share of this machine's limits that is. Limits are probed between
  * the slices of every measurement, since the memory of shared machines drifts; medians and quartiles are shown. */
 #include "base/progress.h"
+#include "base/spread.h"
 #include "base/team.h"
+#include "cli/bench_engine.h"
 #include "cli/command.h"
 #include "engine/api.h"
 #include "tensor/cpu/cpu.h"
@@ -23,12 +25,24 @@
     X(TEXT, rows, "rows", 0, "1,2,4,8,16", "B,B,..", "sequences that decode together; 0 for none")                \
     X(TEXT, context, "context", 0, "64", "N,N,..", "positions that each decoding sequence has behind it")         \
     X(INT, loops, "loops", 0, 0, 0, 64, "N", "run N loops; 0 means the model's own number")                       \
-    X(INT, slices, "slices", 0, 20, 3, BENCH_SLICES_MAX, "N",                                                     \
+    X(INT, slices, "slices", 0, 20, 1, BENCH_SLICES_MAX, "N",                                                     \
       "passes of each decode measurement, each beside a probe")                                                   \
     X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")          \
     X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")         \
     X(TEXT, kernels, "kernels", 0, NULL, "NAME", "kernel table (default: the best that this processor supports)") \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                          \
+    X(FLAG, engine, "engine", 0,                                                                                  \
+      "instead, serve random requests: recorded exits, or speculation, beside the plain engine")                  \
+    X(INT, streams, "streams", 0, 16, 1, 1024, "N", "with --engine: requests served at once")                     \
+    X(INT, requests, "requests", 0, 0, 0, 1 << 20, "N",                                                           \
+      "with --engine: requests in all; 0: 4 for each stream, or one alone")                                       \
+    X(INT, prompt, "prompt", 0, 4, 1, 64, "N", "with --engine: ids of a prompt")                                  \
+    X(INT, tokens, "tokens", 'n', 64, 1, 1 << 16, "N", "with --engine: ids to generate for a request")            \
+    X(REAL, mean_depth, "mean-depth", 0, 0.0, 0.0, 64.0, "D",                                                     \
+      "with --engine: mean of the recorded exits; 0: full depth")                                                 \
+    X(REAL, acceptance, "acceptance", 0, 0.0, 0.0, 1.0, "A",                                                      \
+      "with --engine: speculate, with proposals that are right with this probability")                            \
+    X(TEXT, trace, "trace", 0, NULL, "FILE", "with --engine: write its passes, for chrome://tracing or Perfetto") \
     X(FLAG, json, "json", 0, "print one JSON object")
 OPTIONS_DEFINE(bench_options, BENCH_OPTIONS)
 
@@ -45,21 +59,6 @@ struct bench {
     int n_prefill, n_rows, n_context;
     json_t *results;
 };
-
-/* Lower quartile, median, upper quartile. */
-struct spread {
-    double low, median, high;
-};
-
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static struct spread spread_of(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, compare);
-    return (struct spread){x[n / 4], x[n / 2], x[3 * n / 4]};
-}
 
 static int parse_list(const char *option, const char *text, int32_t most, int32_t *list, int *n, looplm_error *err) {
     *n = 0;
@@ -273,6 +272,21 @@ static int measure(struct bench *b, looplm_error *err) {
     if (status) return status;
     b->kv_type = o->kv_type == 2 || (o->kv_type == 0 && b->model->model->weight_type != WEIGHT_F32) ? KV_BF16 : KV_F32;
     b->loops = o->loops ? (int32_t)o->loops : b->model->info.loops;
+    if (o->engine) {
+        bool speculate = o->acceptance_given;
+        struct bench_engine_options engine = {.kv_type = b->kv_type,
+                                              .streams = (int32_t)o->streams,
+                                              .requests = (int32_t)o->requests,
+                                              .prompt = (int32_t)o->prompt,
+                                              .tokens = (int32_t)o->tokens,
+                                              .slices = (int32_t)o->slices,
+                                              .mean_depth = o->mean_depth > 0 ? o->mean_depth : b->loops,
+                                              .acceptance = speculate ? o->acceptance : -1,
+                                              .trace = o->trace,
+                                              .quiet = o->json};
+        if (!engine.requests) engine.requests = engine.streams > 1 ? 4 * engine.streams : 1;
+        return bench_engine(b->model->model, &engine, b->results, err);
+    }
     for (int i = 0; i < b->n_prefill && !status; i++) status = bench_prefill(b, b->prefill[i], err);
     for (int c = 0; c < b->n_context && !status; c++)
         for (int i = 0; i < b->n_rows && !status; i++) status = bench_decode(b, b->rows[i], b->context[c], err);

@@ -14,15 +14,16 @@
 #define PROMPT_MAX ((size_t)256 << 20)
 #define LOOPS_MAX 64
 
-#define RUN_OPTIONS(X)                                                                        \
-    X(ARGUMENT, model, "MODEL", "a model directory")                                          \
-    X(TEXT, prompt, "prompt", 'p', NULL, "TEXT", "the prompt; - reads standard input")        \
-    GENERATE_OPTIONS(X)                                                                       \
-    X(FLAG, show_depth, "show-depth", 0,                                                      \
-      "mark each token by the loops it used: in colour on a terminal, else by a small digit") \
-    X(FLAG, json, "json", 0, "print one JSON object instead of the text")                     \
-    X(TEXT, save, "save", 0, NULL, "FILE", "save the session when done")                      \
-    X(TEXT, resume, "resume", 0, NULL, "FILE",                                                \
+#define RUN_OPTIONS(X)                                                                                          \
+    X(ARGUMENT, model, "MODEL", "a model directory")                                                            \
+    X(TEXT, prompt, "prompt", 'p', NULL, "TEXT", "the prompt; - reads standard input")                          \
+    GENERATE_OPTIONS(X)                                                                                         \
+    X(FLAG, show_depth, "show-depth", 0,                                                                        \
+      "mark each token by the loops it used: in colour on a terminal, else by a small digit")                   \
+    X(FLAG, json, "json", 0, "print one JSON object instead of the text")                                       \
+    X(TEXT, save, "save", 0, NULL, "FILE", "save the session when done")                                        \
+    X(TEXT, trace, "trace", 0, NULL, "FILE", "write every pass and its rows, for chrome://tracing or Perfetto") \
+    X(TEXT, resume, "resume", 0, NULL, "FILE",                                                                  \
       "continue a saved session; its own exit rule, KV and sampling options apply")
 OPTIONS_DEFINE(run_options, RUN_OPTIONS)
 
@@ -251,6 +252,19 @@ static double rate(double n, double seconds) {
     return seconds > 0 ? n / seconds : 0;
 }
 
+static json_t *stats_json(const struct generation *g) {
+    looplm_stats s;
+    looplm_session_stats(g->session, &s);
+    json_t *proposals = json_array(), *accepted = json_array();
+    for (int i = 0; i < 3; i++) {
+        json_array_append_new(proposals, json_integer(s.proposals[i]));
+        json_array_append_new(accepted, json_integer(s.accepted[i]));
+    }
+    return json_pack("{s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:f, s:f, s:f}", "passes", s.passes, "rows", s.rows, "heads",
+                     s.heads, "head_rows", s.head_rows, "proposals", proposals, "accepted", accepted, "dropped_rows",
+                     s.dropped_rows, "pass_s", s.pass_s, "head_s", s.head_s, "scheduling_s", s.scheduling_s);
+}
+
 static int print_json(const struct generation *g, looplm_error *err) {
     json_t *timing = json_pack("{s:f, s:f, s:f, s:f, s:f}", "load_s", g->load_s, "prefill_s", g->prefill_s, "decode_s",
                                g->decode_s, "prefill_tokens_per_s", rate(g->prompt_tokens, g->prefill_s),
@@ -258,6 +272,7 @@ static int print_json(const struct generation *g, looplm_error *err) {
     json_t *all = json_pack("{s:s%, s:s, s:i, s:O, s:f, s:o}", "text", g->text ? g->text : "", g->size, "finish_reason",
                             g->finish_reason, "prompt_tokens", g->prompt_tokens, "tokens", g->tokens, "mean_loops",
                             rate((double)g->loops, g->generated), "timing", timing);
+    if (all && g->options->speculate) json_object_set_new(all, "speculation", stats_json(g));
     char *text = all ? json_dumps(all, JSON_REAL_PRECISION(9)) : NULL;
     json_decref(all);
     if (!text) return no_memory_for_json(err);
@@ -271,6 +286,12 @@ static void print_summary(const struct generation *g) {
     fprintf(stderr, "\n%d tokens (prompt %d in %.2f s), %.1f tokens/s, mean depth %.2f of %d\n", g->generated,
             g->prompt_tokens, g->prefill_s, rate(g->generated - 1, g->decode_s), rate((double)g->loops, g->generated),
             g->info.loops);
+    looplm_stats stats;
+    looplm_session_stats(g->session, &stats);
+    if (stats.proposals[0])
+        fprintf(stderr, "proposals after loop 1: %lld, right: %lld; %lld passes, %lld rows of which %lld for nothing\n",
+                (long long)stats.proposals[0], (long long)stats.accepted[0], (long long)stats.passes,
+                (long long)stats.rows, (long long)stats.dropped_rows);
     for (int32_t r = 1; r <= LOOPS_MAX; r++) {
         if (!g->histogram[r]) continue;
         int width = (int)(40.0 * (double)g->histogram[r] / (double)g->generated + 0.5);
@@ -293,7 +314,9 @@ static int run(struct generation *g, looplm_error *err) {
     if (o->json) g->tokens = json_array();
     status = detokenizer_init(&g->detokenizer, g->model->tokenizer, true, err);
     if (!status) status = feed_prompt(g, err);
+    if (!status && o->trace) status = looplm_session_trace(g->session, o->trace, err);
     if (!status) status = generate(g, err);
+    if (!status && o->trace) status = looplm_session_trace(g->session, NULL, err);
     if (status) return status;
     /* Before the session is saved, so that a full disk does not cost the text. */
     if (o->json) {

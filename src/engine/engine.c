@@ -76,6 +76,9 @@ void engine_close(struct engine *e) {
 struct model *engine_model(const struct engine *e) {
     return e->model;
 }
+void engine_set_trace(struct engine *e, struct trace *trace) {
+    e->trace = trace;
+}
 const struct engine_counters *engine_counters(const struct engine *e) {
     return &e->counters;
 }
@@ -160,6 +163,8 @@ static void run_stack(struct engine *e) {
     if (e->n_rows <= SPECULATE_ROWS_MAX) cost_add(&e->pass_cost, e->n_rows, seconds);
     e->counters.pass_s += seconds;
     e->counters.passes++;
+    e->counters.passes_of[e->n_rows < ENGINE_ROWS_COUNTED ? e->n_rows : ENGINE_ROWS_COUNTED - 1]++;
+    if (e->trace) trace_pass(e->trace, e, begin, begin + seconds);
     e->counters.rows += e->n_rows;
 }
 
@@ -261,6 +266,7 @@ static void predict(struct engine *e, struct sequence *s, const struct slot *slo
         speculate_verify(s, slot, p.id);
     }
     e->counters.predictions++;
+    e->counters.loops[slot->predicted - 1]++;
     if (s->options.on_prediction) s->options.on_prediction(s->options.context, s, &p);
 }
 
@@ -381,7 +387,7 @@ static void predict_rows(struct engine *e) {
     }
 }
 
-int engine_step(struct engine *e, bool *ran, looplm_error *err) {
+static int step(struct engine *e, bool *ran, looplm_error *err) {
     *ran = false;
     for (int32_t i = 0; i < e->n_sequences; i++) {
         if (!predict_held(e, e->sequences[i])) continue;
@@ -392,8 +398,20 @@ int engine_step(struct engine *e, bool *ran, looplm_error *err) {
     if (status || e->n_rows == 0) return status;
     *ran = true;
     run_stack(e);
+    int64_t heads = e->counters.head_rows, predictions = e->counters.predictions;
+    double begin = e->trace ? clock_seconds() : 0;
     settle_rows(e);
     predict_rows(e);
+    if (e->trace && e->counters.head_rows > heads)
+        trace_heads(e->trace, begin, clock_seconds(), e->counters.head_rows - heads,
+                    e->counters.predictions - predictions);
     for (int32_t i = 0; i < e->n_sequences; i++) sequence_sweep(e->sequences[i]);
     return 0;
+}
+
+int engine_step(struct engine *e, bool *ran, looplm_error *err) {
+    double begin = clock_seconds();
+    int status = step(e, ran, err);
+    e->counters.total_s += clock_seconds() - begin;
+    return status;
 }

@@ -105,14 +105,20 @@ bool sequence_tail_sampled(const struct sequence *sequence);
  * was. */
 int engine_step(struct engine *engine, bool *ran, looplm_error *err);
 
-#define ENGINE_PROPOSALS 3
+#define ENGINE_PROPOSALS 3 /* loops after which a row may propose */
+#define ENGINE_ROWS_COUNTED 65
 struct engine_counters {
     int64_t passes, rows, heads, head_rows, lends;
     int64_t proposals[ENGINE_PROPOSALS], accepted[ENGINE_PROPOSALS]; /* by the loop after which they were made */
     int64_t replaced, dropped_rows; /* proposals a deeper loop replaced; rows run for nothing */
     int64_t predictions;
-    double pass_s, head_s; /* time in the stack and in the head */
+    int64_t loops[MODEL_LOOPS_MAX];         /* predictions by their loops, from 1: loops[0] counts those of one */
+    int64_t passes_of[ENGINE_ROWS_COUNTED]; /* passes by their rows, the last: that many and more */
+    double pass_s, head_s, total_s;         /* time in the stack, in the head, and in engine_step */
 };
 const struct engine_counters *engine_counters(const struct engine *engine);
+/* Writes every pass into the trace (trace.h; borrowed) from now on; NULL ends that. */
+struct trace;
+void engine_set_trace(struct engine *engine, struct trace *trace);
 
 #endif

@@ -3,6 +3,7 @@
 #define ENGINE_INTERNAL_H
 
 #include "engine/engine.h"
+#include "engine/trace.h"
 
 #define SLOT_BY_RULE 0                    /* a target: the exit rule decides */
 #define SPECULATE_DEPTHS ENGINE_PROPOSALS /* loops after which a row may propose */
@@ -33,6 +34,7 @@ struct speculation {
 
 struct sequence {
     struct engine *engine;
+    int32_t number; /* the engine's sequences are counted from 1 as they are opened */
     struct sequence_options options;
     struct kv_sequence kv;
     struct sampler *sampler;
@@ -87,6 +89,8 @@ struct engine {
     int32_t n_heads;
     real *head_h, *logits, *lse, *max;     /* [ENGINE_HEAD_ROWS, D], [.., V], [..], [..] */
     struct cost_line pass_cost, head_cost; /* seconds by rows */
+    struct trace *trace;                   /* NULL: none */
+    int32_t n_opened;
     struct engine_counters counters;
 };
 

@@ -41,6 +41,7 @@ int sequence_open(struct sequence **out, struct engine *engine, const struct seq
     struct sequence *s = calloc(1, sizeof *s);
     if (!s) return error_set(err, LOOPLM_MEMORY, "a sequence could not be had");
     s->engine = engine;
+    s->number = ++engine->n_opened;
     s->options = *options;
     speculation_begin(&s->speculation);
     int32_t planes;

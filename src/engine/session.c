@@ -2,6 +2,7 @@
  * (session_file.h). */
 #include "engine/api.h"
 #include "engine/session_file.h"
+#include "engine/trace.h"
 
 #include "base/file.h"
 #include "base/json.h"
@@ -22,6 +23,7 @@ struct looplm_session {
     struct sequence *sequence;
     looplm_session_options options; /* with defaults filled in; its strings point into text */
     char exit_text[64], kv_text[16], kv_type_text[8], speculate_text[16];
+    struct trace *trace; /* NULL: none */
     bool have_token, not_finite;
     looplm_token token;
 };
@@ -164,6 +166,7 @@ int looplm_session_open(looplm_session **out, looplm_model *model, const looplm_
 
 void looplm_session_close(looplm_session *s) {
     if (!s) return;
+    if (s->trace) looplm_session_trace(s, NULL, NULL);
     sequence_close(s->sequence);
     engine_close(s->engine);
     free(s);
@@ -209,6 +212,31 @@ int looplm_session_next(looplm_session *s, looplm_token *token, looplm_error *er
                          sequence_length(s->sequence) - 1);
     *token = s->token;
     return 0;
+}
+
+int looplm_session_trace(looplm_session *s, const char *path, looplm_error *err) {
+    engine_set_trace(s->engine, NULL);
+    int status = trace_close(s->trace, err);
+    s->trace = NULL;
+    if (!status && path) status = trace_open(&s->trace, path, err);
+    engine_set_trace(s->engine, s->trace);
+    return status;
+}
+
+void looplm_session_stats(const looplm_session *s, looplm_stats *stats) {
+    const struct engine_counters *c = engine_counters(s->engine);
+    *stats = (looplm_stats){.passes = c->passes,
+                            .rows = c->rows,
+                            .heads = c->heads,
+                            .head_rows = c->head_rows,
+                            .dropped_rows = c->dropped_rows,
+                            .pass_s = c->pass_s,
+                            .head_s = c->head_s,
+                            .scheduling_s = c->total_s - c->pass_s - c->head_s};
+    for (int i = 0; i < ENGINE_PROPOSALS; i++) {
+        stats->proposals[i] = c->proposals[i];
+        stats->accepted[i] = c->accepted[i];
+    }
 }
 
 /* ---- the session file -----------------------------------------------------------------------------------------------
