@@ -2,6 +2,7 @@
  * read. A directory with a config alone is described too. */
 #include "base/file.h"
 #include "cli/command.h"
+#include "model/model.h"
 #include "model/source.h"
 
 #include <inttypes.h>
@@ -118,19 +119,43 @@ static void print_weights(const struct inspection *in) {
            in->source.files.n_files > 1 ? "s" : "");
     for (int32_t i = 0; i < in->n_stored; i++)
         printf("%s %d tensors as %s", i ? "," : "", in->stored[i].tensors, in->stored[i].dtype);
+    if (in->source.config.packed) printf("; packed as %s", model_weight_type_name(in->source.config.packed_type));
     printf("\n");
 }
 
+/* A line of the list of tensors: of the model's table, or of a packed file as it is. */
+struct line {
+    const char *name, *dtype; /* dtype NULL: not stored here */
+    int32_t dims;
+    int64_t shape[2], elements;
+};
+
+static int32_t line_count(const struct inspection *in) {
+    return in->source.config.packed && in->weights ? in->source.files.n_entries : in->source.table.count;
+}
+
+static struct line line_get(const struct inspection *in, int32_t i) {
+    if (in->source.config.packed && in->weights) {
+        const struct safetensors_entry *e = &in->source.files.entries[i];
+        int64_t cols = e->dims == 2 ? e->shape[1] : 1;
+        return (struct line){e->name, e->dtype, e->dims, {e->shape[0], cols}, e->shape[0] * cols};
+    }
+    const struct tensor_spec *spec = &in->source.table.specs[i];
+    const struct safetensors_entry *entry = safetensors_find(&in->source.files, spec->name);
+    return (struct line){spec->name,
+                         entry ? entry->dtype : NULL,
+                         spec->dims,
+                         {spec->dims == 2 ? spec->rows : spec->cols, spec->cols},
+                         spec->rows * spec->cols};
+}
+
 static void print_tensors(const struct inspection *in) {
-    const struct tensor_table *table = &in->source.table;
     printf("\n");
-    for (int32_t i = 0; i < table->count; i++) {
-        const struct tensor_spec *spec = &table->specs[i];
-        const struct safetensors_entry *entry = safetensors_find(&in->source.files, spec->name);
-        int64_t shape[2] = {spec->dims == 2 ? spec->rows : spec->cols, spec->cols};
+    for (int32_t i = 0; i < line_count(in); i++) {
+        struct line line = line_get(in, i);
         char text[SAFETENSORS_SHAPE_TEXT];
-        printf("%-56s %-16s %-5s %12" PRId64 "\n", spec->name, safetensors_shape_text(spec->dims, shape, text),
-               entry ? entry->dtype : "-", spec->rows * spec->cols);
+        printf("%-56s %-16s %-5s %12" PRId64 "\n", line.name, safetensors_shape_text(line.dims, line.shape, text),
+               line.dtype ? line.dtype : "-", line.elements);
     }
 }
 
@@ -169,19 +194,19 @@ static json_t *weights_json(const struct inspection *in) {
             types, in->stored[i].dtype,
             json_pack("{s:i, s:I}", "tensors", (int)in->stored[i].tensors, "bytes", (json_int_t)in->stored[i].bytes));
     }
-    return json_pack("{s:i, s:I, s:o}", "files", (int)in->source.files.n_files, "bytes", (json_int_t)in->bytes, "types",
-                     types);
+    const char *packed = in->source.config.packed ? model_weight_type_name(in->source.config.packed_type) : NULL;
+    return json_pack("{s:i, s:I, s:o, s:s?}", "files", (int)in->source.files.n_files, "bytes", (json_int_t)in->bytes,
+                     "types", types, "packed", packed);
 }
 
 static json_t *tensors_json(const struct inspection *in) {
     json_t *list = json_array();
-    for (int32_t i = 0; i < in->source.table.count; i++) {
-        const struct tensor_spec *spec = &in->source.table.specs[i];
-        const struct safetensors_entry *entry = safetensors_find(&in->source.files, spec->name);
-        json_t *shape = spec->dims == 2 ? json_pack("[I, I]", (json_int_t)spec->rows, (json_int_t)spec->cols)
-                                        : json_pack("[I]", (json_int_t)spec->cols);
-        json_array_append_new(list, json_pack("{s:s, s:o, s:s?}", "name", spec->name, "shape", shape, "dtype",
-                                              entry ? entry->dtype : NULL));
+    for (int32_t i = 0; i < line_count(in); i++) {
+        struct line line = line_get(in, i);
+        json_t *shape = line.dims == 2 ? json_pack("[I, I]", (json_int_t)line.shape[0], (json_int_t)line.shape[1])
+                                       : json_pack("[I]", (json_int_t)line.shape[0]);
+        json_array_append_new(list,
+                              json_pack("{s:s, s:o, s:s?}", "name", line.name, "shape", shape, "dtype", line.dtype));
     }
     return list;
 }

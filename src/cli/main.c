@@ -19,6 +19,7 @@
     X(tokenize)     \
     X(detokenize)   \
     X(tokenizer)    \
+    X(quantize)     \
     X(train)        \
     X(gate)         \
     X(plot)         \

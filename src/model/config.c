@@ -9,7 +9,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
-#include "tensor/backend.h"
+#include "model/packed.h"
 
 #include <libgen.h>
 #include <stddef.h>
@@ -203,10 +203,32 @@ static void check_unsupported(struct reader *r) {
     const json_t *partial = get(r, "partial_rotary_factor");
     if (partial && json_number_value(partial) != 1.0)
         contradiction(r, LOOPLM_UNSUPPORTED, "partial_rotary_factor", "1");
-    if (get(r, "quantization_config")) {
-        contradiction(r, LOOPLM_UNSUPPORTED, "quantization_config", "none: give the unquantised model");
-    }
     check_layer_types(r);
+}
+
+/* Our own packed form (packed.h), and no other program's. */
+static void read_packed(struct reader *r) {
+    const json_t *value = get(r, "quantization_config");
+    if (!value) return;
+    const char *method = json_string_value(json_object_get(value, "quant_method"));
+    if (!method || strcmp(method, PACKED_METHOD) != 0) {
+        contradiction(r, LOOPLM_UNSUPPORTED, "quantization_config", "none, or our own: give the unquantised model");
+        return;
+    }
+    if (json_integer_value(json_object_get(value, "format")) != PACKED_FORMAT) {
+        char expected[80];
+        snprintf(expected, sizeof expected, "\"format\": %d; quantise the original again", PACKED_FORMAT);
+        contradiction(r, LOOPLM_UNSUPPORTED, "quantization_config", expected);
+        return;
+    }
+    const char *weights = json_string_value(json_object_get(value, "weights"));
+    for (int type = WEIGHT_F32; weights && type <= WEIGHT_Q4; type++) {
+        if (strcmp(weights, model_weight_type_name((enum weight_type)type)) != 0) continue;
+        r->config->packed = true;
+        r->config->packed_type = (enum weight_type)type;
+        return;
+    }
+    contradiction(r, LOOPLM_FORMAT, "quantization_config", "\"weights\" of f32, bf16, q8 or q4");
 }
 
 /* ---- token ids ------------------------------------------------------------------------------------------------- */
@@ -286,6 +308,7 @@ static int read_object(struct model_config *config, const json_t *root, const ch
     read_loops(&r);
     read_ids(&r);
     check_unsupported(&r);
+    read_packed(&r);
     return r.mistakes ? (int)err->status : model_config_validate(config, origin, err);
 }
 
@@ -402,6 +425,7 @@ static json_t *eos_value(const struct model_config *c) {
 }
 
 int model_config_write(const struct model_config *c, const char *directory, const char *dtype, looplm_error *err) {
+    CHECK_EQ(c->packed, false);
     json_t *root =
         json_pack("{s:[s], s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:n, s:s, s:f, s:b, s:s, s:b}",
                   "architectures", architectures[c->family], "model_type", family_names[c->family], "hidden_size",

@@ -3,6 +3,7 @@
 #define MODEL_CONFIG_H
 
 #include "base/error.h"
+#include "tensor/backend.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,6 +44,8 @@ struct model_config {
     int32_t bos_id, pad_id;   /* -1: none */
     int32_t eos_ids[MODEL_STOP_IDS_MAX];
     int32_t n_eos;
+    bool packed;                  /* the weights are panels already (packed.h), */
+    enum weight_type packed_type; /* of this type */
 };
 
 /* Reads and validates DIR/config.json (or a path to a .json file): every missing or contradictory key is named with

@@ -7,6 +7,7 @@
 
 #include "model/model_place.h"
 #include "model/params.h"
+#include "model/safetensors.h"
 #include "tensor/convert.h"
 #include "tensor/quant.h"
 
@@ -115,8 +116,8 @@ static int check_groups(const struct model_config *c, enum weight_type type, loo
     return LOOPLM_OK;
 }
 
-int model_alloc(struct model **out, const struct model_config *config, struct backend *backend, enum weight_type type,
-                looplm_error *err) {
+int model_alloc_unmapped(struct model **out, const struct model_config *config, struct backend *backend,
+                         enum weight_type type, looplm_error *err) {
     *out = NULL;
     int bad = check_groups(config, type, err);
     if (bad) return bad;
@@ -128,24 +129,42 @@ int model_alloc(struct model **out, const struct model_config *config, struct ba
         model_close(m);
         return error_set(err, LOOPLM_MEMORY, "no memory for a model of %d layers", config->layers);
     }
-    m->memory_size = place_matrices(m, NULL);
+    place_matrices(m, NULL);
     m->vectors_size = place_vectors(m, NULL);
-    m->memory = backend->alloc(backend, m->memory_size);
     m->vectors = backend->alloc(backend, m->vectors_size);
-    if (!m->memory || !m->vectors) {
+    if (!m->vectors) {
         int status = no_memory(m, err);
         model_close(m);
         return status;
     }
-    place_matrices(m, m->memory);
     place_vectors(m, m->vectors);
     fill_inverse_frequency(m);
     *out = m;
     return LOOPLM_OK;
 }
 
+int model_alloc(struct model **out, const struct model_config *config, struct backend *backend, enum weight_type type,
+                looplm_error *err) {
+    struct model *m;
+    int status = model_alloc_unmapped(&m, config, backend, type, err);
+    *out = m;
+    if (status) return status;
+    m->memory_size = place_matrices(m, NULL);
+    m->memory = backend->alloc(backend, m->memory_size);
+    if (!m->memory) {
+        status = no_memory(m, err);
+        model_close(m);
+        *out = NULL;
+        return status;
+    }
+    place_matrices(m, m->memory);
+    return LOOPLM_OK;
+}
+
 void model_close(struct model *m) {
     if (!m) return;
+    if (m->mapped) safetensors_close(m->mapped);
+    free(m->mapped);
     if (m->memory) m->backend->release(m->backend, m->memory, m->memory_size);
     if (m->vectors) m->backend->release(m->backend, m->vectors, m->vectors_size);
     pass_free(&m->pack_pass);
@@ -224,6 +243,7 @@ real *model_vector(struct model *m, enum tensor_role role, int32_t layer) {
 }
 
 void model_pack(struct model *m, const struct params *params) {
+    CHECK_EQ(m->mapped == NULL, true);
     CHECK_EQ(m->config.layers, params->config.layers);
     CHECK_EQ(m->config.hidden, params->config.hidden);
     CHECK_EQ(m->config.vocab, params->config.vocab);

@@ -9,6 +9,7 @@
 #include <math.h>
 
 struct params;
+struct safetensors;
 
 struct layer {
     const real *input_norm, *post_norm;     /* [D], before attention and before the MLP */
@@ -22,14 +23,16 @@ struct layer {
 
 struct model {
     struct model_config config;
-    struct backend *backend; /* borrowed */
-    enum weight_type weight_type;
+    struct backend *backend;             /* borrowed */
+    enum weight_type weight_type;        /* of the stack; the narrowest where they are mixed */
     struct layer *layers;                /* [L] */
     struct weight embed, head;           /* [V, D]; the same data when tied */
     const real *norm;                    /* [D], the final norm, inside the loop */
     const real *exit_weight, *exit_bias; /* [D], [1]; NULL without a gate */
     float *inverse_frequency;            /* [K/2] of the rotary embedding */
-    /* One allocation per class: packed matrices, and vectors; sizes in bytes. */
+    /* One allocation per class: packed matrices, and vectors; sizes in bytes. Those of a packed file are where it is
+     * mapped instead, read-only and shared with every process that maps it. */
+    struct safetensors *mapped; /* owned, or NULL */
     void *memory;
     size_t memory_size;
     real *vectors;
@@ -46,7 +49,8 @@ struct model_options {
 };
 
 /* Opens a Hugging Face directory: maps the safetensors, packs tensor by tensor on the backend's threads, gives the
- * pages back at once. Weights that hold NaN or infinity are refused, by name. */
+ * pages back at once. Weights that hold NaN or infinity are refused, by name. A packed directory (packed.h) is used
+ * where it is mapped, unread; options may not ask for another type than its own. */
 int model_open(struct model **model, const char *directory, struct backend *backend,
                const struct model_options *options, looplm_error *err);
 /* A model with its memory but no values yet; model_pack fills it from master parameters. */

@@ -1,7 +1,9 @@
 /* Owns how a model comes from a directory: tensor by tensor, in pieces that are scanned for NaN, packed, and whose
- * pages are given back at once. So the peak of memory is the packed model and one piece. */
+ * pages are given back at once. So the peak of memory is the packed model and one piece. A file that is packed already
+ * is only pointed at. */
 #include "model/model.h"
 #include "model/model_place.h"
+#include "model/packed.h"
 #include "model/source.h"
 #include "model/values.h"
 #include "tensor/convert.h"
@@ -26,8 +28,7 @@ static enum weight_type stored_type(const struct model_source *s) {
     for (int32_t i = 0; i < s->table.count; i++) {
         enum dtype dtype;
         model_source_entry(s, &s->table.specs[i], &dtype);
-        if (s->table.specs[i].dims == 2 && s->table.specs[i].role != TENSOR_EXIT_WEIGHT && dtype != DTYPE_BF16)
-            return WEIGHT_F32;
+        if (tensor_is_matrix(&s->table.specs[i]) && dtype != DTYPE_BF16) return WEIGHT_F32;
     }
     return WEIGHT_BF16;
 }
@@ -117,6 +118,54 @@ static int load_all(struct loader *l, struct backend *backend, looplm_error *err
     return status;
 }
 
+/* ---- a packed file ---------------------------------------------------------------------------------------------- */
+
+static int check_packed_type(const struct loader *l, const char *directory, looplm_error *err) {
+    const struct model_config *c = &l->source.config;
+    if (!l->options->type_given || l->options->weight_type == c->packed_type) return LOOPLM_OK;
+    return error_set(
+        err, LOOPLM_USAGE,
+        "%s: its weights are packed as %s, and %s was asked; leave --weights out, or quantise the original "
+        "as %s",
+        directory, model_weight_type_name(c->packed_type), model_weight_type_name(l->options->weight_type),
+        model_weight_type_name(l->options->weight_type));
+}
+
+/* Points the matrices at the map, which becomes the model's. */
+static int map_matrices(struct loader *l, looplm_error *err) {
+    struct model *m = l->model;
+    struct safetensors *files = malloc(sizeof *files);
+    if (!files) return error_set(err, LOOPLM_MEMORY, "no memory to load a model");
+    *files = l->source.files;
+    l->source.files = (struct safetensors){0};
+    m->mapped = files;
+    for (int32_t i = 0; i < packed_count(&m->config); i++) {
+        struct packed_matrix matrix = packed_get(&m->config, i);
+        const struct safetensors_entry *entry;
+        int64_t row;
+        struct weight *w = model_matrix(m, matrix.role, matrix.layer, &row);
+        int status = packed_find(files, &matrix, &entry, &w->type, err);
+        if (status) return status;
+        CHECK_EQ(w->n, matrix.n);
+        CHECK_EQ(w->k, matrix.k);
+        w->data = (void *)(uintptr_t)safetensors_data(files, entry); /* never written: model_pack refuses a map */
+    }
+    if (m->config.tied) m->head = m->embed;
+    return LOOPLM_OK;
+}
+
+static int load_packed(struct loader *l, const char *directory, struct backend *backend, looplm_error *err) {
+    const struct tensor_table *table = &l->source.table;
+    int status = check_packed_type(l, directory, err);
+    if (!status)
+        status = model_alloc_unmapped(&l->model, &l->source.config, backend, l->source.config.packed_type, err);
+    for (int32_t i = 0; i < table->count; i++)
+        if (!tensor_is_matrix(&table->specs[i])) l->bytes_total += table->specs[i].cols * (int64_t)sizeof(float);
+    for (int32_t i = 0; !status && i < table->count; i++)
+        if (!tensor_is_matrix(&table->specs[i])) status = load_tensor(l, &table->specs[i], err);
+    return status ? status : map_matrices(l, err);
+}
+
 int model_open(struct model **model, const char *directory, struct backend *backend,
                const struct model_options *options, looplm_error *err) {
     static const struct model_options as_stored = {0};
@@ -124,7 +173,7 @@ int model_open(struct model **model, const char *directory, struct backend *back
     struct loader l = {.options = options ? options : &as_stored};
     int status = model_source_open(&l.source, directory, err);
     if (status) return status;
-    status = load_all(&l, backend, err);
+    status = l.source.config.packed ? load_packed(&l, directory, backend, err) : load_all(&l, backend, err);
     if (status) {
         model_close(l.model);
     } else {

@@ -47,6 +47,11 @@ int params_load(struct params *params, const char *directory, looplm_error *err)
     struct model_source source;
     int status = model_source_open(&source, directory, err);
     if (status) return status;
+    if (source.config.packed) {
+        model_source_close(&source);
+        return error_set(err, LOOPLM_UNSUPPORTED,
+                         "%s: its weights are packed (looplm quantize); training starts from the original", directory);
+    }
     status = params_alloc(params, &source.config, err);
     for (int32_t i = 0; !status && i < params->table.count; i++) {
         const struct tensor_spec *spec = &params->table.specs[i];

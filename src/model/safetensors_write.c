@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HEADER_ALIGN 8 /* the data begins at a multiple of this, as the format's own writers do */
+#define HEADER_ALIGN 64 /* the data begins at a multiple of this, so that what is used mapped lies on a cache line */
 
 struct safetensors_writer {
     struct file_writer file;
@@ -76,12 +76,13 @@ static void write_header(struct safetensors_writer *w) {
         w->failed = true;
         return;
     }
-    size_t length = strlen(text), padded = (length + HEADER_ALIGN - 1) / HEADER_ALIGN * HEADER_ALIGN;
-    unsigned char bytes[8];
+    unsigned char bytes[8]; /* of its length, before it */
+    size_t length = strlen(text), before = sizeof bytes;
+    size_t padded = (before + length + HEADER_ALIGN - 1) / HEADER_ALIGN * HEADER_ALIGN - before;
     for (int i = 0; i < 8; i++) bytes[i] = (unsigned char)((uint64_t)padded >> (8 * i));
     file_writer_write(&w->file, bytes, sizeof bytes);
     file_writer_write(&w->file, text, length);
-    file_writer_write(&w->file, "       ", padded - length);
+    file_writer_printf(&w->file, "%*s", (int)(padded - length), "");
     free(text);
 }
 

@@ -2,6 +2,7 @@
 #include "model/source.h"
 
 #include "base/file.h"
+#include "model/packed.h"
 
 #include "model/values.h"
 
@@ -64,10 +65,15 @@ static bool passed_over(const struct model_source *s, const char *name) {
 
 /* A tensor that the config knows nothing of (a bias, say) would be computed with by whoever wrote the file. */
 static int check_no_others(const struct model_source *s, looplm_error *err) {
+    int32_t needed = s->config.packed ? packed_count(&s->config) : 0;
+    for (int32_t i = 0; i < s->table.count; i++) needed += !(s->config.packed && tensor_is_matrix(&s->table.specs[i]));
+    if (s->files.n_entries == needed) return LOOPLM_OK; /* all that are needed were found before */
     for (int32_t i = 0; i < s->files.n_entries; i++) {
         const struct safetensors_entry *entry = &s->files.entries[i];
         if (passed_over(s, entry->name)) continue;
-        if (tensor_find_name(&s->table, entry->name)) continue;
+        const struct tensor_spec *spec = tensor_find_name(&s->table, entry->name);
+        if (spec && !(s->config.packed && tensor_is_matrix(spec))) continue;
+        if (s->config.packed && packed_is_matrix(&s->config, entry->name)) continue;
         return error_set(
             err, LOOPLM_MISMATCH,
             "%s: tensor '%.100s' is not one that the model_type '%s' of config.json has; they are not of one model",
@@ -83,7 +89,11 @@ int model_source_open(struct model_source *s, const char *directory, looplm_erro
     int status = model_config_read(&s->config, directory, err);
     if (!status) status = tensor_table_init(&s->table, &s->config, err);
     if (!status) status = safetensors_open(&s->files, directory, err);
-    for (int32_t i = 0; !status && i < s->table.count; i++) status = check_tensor(s, &s->table.specs[i], err);
+    if (!status && s->config.packed) status = packed_check(&s->files, &s->config, err);
+    for (int32_t i = 0; !status && i < s->table.count; i++) {
+        if (s->config.packed && tensor_is_matrix(&s->table.specs[i])) continue;
+        status = check_tensor(s, &s->table.specs[i], err);
+    }
     if (!status) status = check_no_others(s, err);
     if (status) model_source_close(s);
     return status;

@@ -13,10 +13,11 @@ struct model_source {
 };
 
 /* Opens the directory and checks that every tensor of the table is there, with its shape and a float type, and that no
- * other is (a tied model's copy of the head and old files' rotary frequencies are passed over). */
+ * other is (a tied model's copy of the head and old files' rotary frequencies are passed over). A packed model has its
+ * matrices in their packed form instead (packed.h). */
 int model_source_open(struct model_source *source, const char *directory, looplm_error *err);
 void model_source_close(struct model_source *source);
-/* Never NULL for a spec of the table of an open source. */
+/* Never NULL for a spec of the table of an open source; matrices of a packed model have none. */
 const struct safetensors_entry *model_source_entry(const struct model_source *source, const struct tensor_spec *spec,
                                                    enum dtype *dtype);
 /* LOOPLM_FORMAT: element `index` of the tensor is NaN or infinite. */

@@ -120,7 +120,7 @@ static void table_add(struct tensor_table *table, const struct model_config *c, 
         snprintf(spec->name, sizeof spec->name, "%s", facts[role].name);
     }
     spec->offset = table->elements;
-    spec->decayed = spec->dims == 2 && role != TENSOR_EXIT_WEIGHT;
+    spec->decayed = tensor_is_matrix(spec);
     if (layer <= 0) table->first[role] = table->count;
     int64_t n = spec->rows * spec->cols;
     table->parameters += n;

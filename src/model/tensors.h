@@ -44,6 +44,11 @@ struct tensor_table {
     int32_t per_layer;
 };
 
+/* A matrix is packed and may be quantised; vectors, and the gate's single row, are f32 always. */
+static inline bool tensor_is_matrix(const struct tensor_spec *spec) {
+    return spec->dims == 2 && spec->role != TENSOR_EXIT_WEIGHT;
+}
+
 /* The config must be valid (model_config_validate). */
 int tensor_table_init(struct tensor_table *table, const struct model_config *config, looplm_error *err);
 void tensor_table_free(struct tensor_table *table);

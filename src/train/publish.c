@@ -49,17 +49,27 @@ static int copy_into(const char *from, const char *directory, const char *name, 
     return status;
 }
 
+/* Copies a file that may not be there. */
+static int copy_named(const char *from, const char *directory, const char *name, looplm_error *err) {
+    if (!has(from, name)) return 0;
+    char *path = file_join(from, name);
+    int status = path ? copy_into(path, directory, name, err) : no_memory(directory, err);
+    free(path);
+    return status;
+}
+
 static int copy_tokenizer(const char *tokenizer, const char *directory, looplm_error *err) {
     if (!tokenizer) return 0;
     if (!file_is_directory(tokenizer)) return copy_into(tokenizer, directory, "tokenizer.json", err);
     int status = 0;
-    for (size_t i = 0; i < TOKENIZER_FILES && !status; i++) {
-        if (!has(tokenizer, tokenizer_files[i])) continue;
-        char *from = file_join(tokenizer, tokenizer_files[i]);
-        status = from ? copy_into(from, directory, tokenizer_files[i], err) : no_memory(directory, err);
-        free(from);
-    }
+    for (size_t i = 0; i < TOKENIZER_FILES && !status; i++)
+        status = copy_named(tokenizer, directory, tokenizer_files[i], err);
     return status;
+}
+
+int publish_copy_texts(const char *from, const char *directory, looplm_error *err) {
+    int status = copy_tokenizer(from, directory, err);
+    return status ? status : copy_named(from, directory, "generation_config.json", err);
 }
 
 static json_t *id_or_null(int32_t id) {

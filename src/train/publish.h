@@ -10,6 +10,8 @@
  * NULL: none. */
 int publish_model(const char *run, const struct params *params, enum dtype dtype, const char *tokenizer,
                   looplm_error *err);
+/* Copies the tokenizer files and the generation_config.json that one model directory has into another. */
+int publish_copy_texts(const char *from, const char *directory, looplm_error *err);
 /* Whether a directory holds a tokenizer. */
 bool publish_has_tokenizer(const char *directory);
 
