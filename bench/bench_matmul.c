@@ -136,14 +136,16 @@ static void bench_gemm(struct bench *bench) {
 static void bench_dw(struct bench *bench) {
     static const int shapes[][3] = {{256, 128, 128},  {256, 256, 256},   {256, 512, 512},  {256, 1024, 512},
                                     {256, 512, 1024}, {256, 1024, 1024}, {1024, 2048, 512}};
-    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
-        int rows = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
+    for (size_t s = 0; s < 2 * (sizeof shapes / sizeof *shapes); s++) {
+        enum weight_type type = s % 2 ? WEIGHT_BF16 : WEIGHT_F32;
+        int rows = shapes[s / 2][0], n = shapes[s / 2][1], k = shapes[s / 2][2];
         float *dy = reals(bench, (int64_t)rows * n), *x = reals(bench, (int64_t)rows * k),
               *dw = reals(bench, (int64_t)n * k);
-        struct op op = {.kind = OP_MATMUL_DW, .matmul_dw = {dy, n, x, k, dw, rows, n, k}};
+        struct op op = {.kind = OP_MATMUL_DW, .matmul_dw = {type, dy, n, x, k, dw, rows, n, k}};
         double t = time_op(bench->backend, op), gflops = 2.0 * rows * n * k / t / 1e9;
-        printf("dw   rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak\n", rows, n, k, t * 1e6, gflops,
-               100 * gflops / bench->peak_f32);
+        double peak = s % 2 && strstr(bench->backend->table, "bf16") ? bench->peak_bf16 : bench->peak_f32;
+        printf("dw   %-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak\n", weight_names[type], rows,
+               n, k, t * 1e6, gflops, 100 * gflops / peak);
         fflush(stdout);
         give_back(bench, dy, (size_t)rows * (size_t)n * 4);
         give_back(bench, x, (size_t)rows * (size_t)k * 4);

@@ -265,8 +265,11 @@ struct op_rmsnorm_grad {
     bool accumulate;
 };
 
-/* dweight[n, k] += sum_b dy[b, n] x[b, k]; row-major [n, k]. (dx is op_matmul with the transposed packing.) */
+/* dweight[n, k] += sum_b dy[b, n] x[b, k]; row-major [n, k]. (dx is op_matmul with the transposed packing.) bf16: dy
+ * and x are rounded to bf16 first; instructions that add a pair of products take rows 2i and 2i+1 together, the last
+ * row of an odd number with a row of zeros. */
 struct op_matmul_dw {
+    enum weight_type type; /* f32 or bf16, as the weights of the products */
     const real *dy;
     int64_t lddy;
     const real *x;

@@ -119,7 +119,8 @@ static void add_product_grad(const struct recorder *r, const struct weight *weig
              (struct op){.kind = OP_MATMUL,
                          .matmul = {.x = dy, .ldx = outputs, .weight = weight, .y = dx, .ldy = inputs, .rows = rows}});
     pass_add(r->pass, (struct op){.kind = OP_MATMUL_DW,
-                                  .matmul_dw = {.dy = dy,
+                                  .matmul_dw = {.type = weight->type,
+                                                .dy = dy,
                                                 .lddy = outputs,
                                                 .x = x,
                                                 .ldx = inputs,

@@ -100,7 +100,8 @@ void head_record_gradient(struct pass *pass, const struct head *head, const stru
                      (struct op){.kind = OP_SCATTER,
                                  .rows = {.src = dx, .dst = dh, .index = row, .rows = chunk.count, .dim = c->hidden}});
         pass_add(pass, (struct op){.kind = OP_MATMUL_DW,
-                                   .matmul_dw = {.dy = head->logits,
+                                   .matmul_dw = {.type = head->model->weight_type,
+                                                 .dy = head->logits,
                                                  .lddy = head->ld,
                                                  .x = chunk.x,
                                                  .ldx = c->hidden,

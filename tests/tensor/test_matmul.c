@@ -137,47 +137,118 @@ static void test_row_alone(void **state) {
         }
 }
 
-/* Weights after which a page ends must not be read past it in a way that faults, nor rows of x: run under sanitizers.
- */
-static void test_dw(void **state) {
-    (void)state;
+struct dw {
+    enum weight_type type;
+    int rows, n, k;
+    int64_t lddy, ldx;
+    real *dy, *x, *start;
+};
+
+static size_t dw_size(const struct dw *d) {
+    return (size_t)d->n * (size_t)d->k;
+}
+
+static real *dw_run(const struct dw *d, const char *table, int threads) {
+    real *dweight = ops_copy(d->start, dw_size(d));
+    struct op op = {.kind = OP_MATMUL_DW,
+                    .matmul_dw = {d->type, d->dy, d->lddy, d->x, d->ldx, dweight, d->rows, d->n, d->k}};
+    ops_run(table, threads, &op, 1);
+    return dweight;
+}
+
+static void assert_dw(const struct dw *d, const char *table, const real *got) {
+    double *want = ops_alloc(dw_size(d) * sizeof *want), *tolerance = ops_alloc(dw_size(d) * sizeof *tolerance);
+    for (int i = 0; i < d->n * d->k; i++) {
+        double sum = d->start[i], total = fabs(sum);
+        for (int b = 0; b < d->rows; b++) {
+            real dy = d->dy[b * d->lddy + i / d->k], x = d->x[b * d->ldx + i % d->k];
+            double term = d->type == WEIGHT_BF16 ? (double)bf16_round(dy) * bf16_round(x) : (double)dy * x;
+            sum += term;
+            total += fabs(term);
+        }
+        want[i] = sum;
+        tolerance[i] = (d->rows + 1) * total * 0x1p-24;
+    }
+    ops_assert_close("matmul_dw", table, got, want, dw_size(d), tolerance);
+    free(want);
+    free(tolerance);
+}
+
+static void check_dw(const struct dw *d) {
+    real *oracle = dw_run(d, "scalar", 1);
+    assert_dw(d, "scalar", oracle);
+    for (int i = 0; ops_table(i); i++) {
+        const char *table = ops_table(i);
+        real *one = dw_run(d, table, 1);
+        if (exact(table, d->type)) {
+            ops_assert_equal("matmul_dw", table, one, oracle, dw_size(d));
+        } else {
+            assert_dw(d, table, one);
+        }
+        for (int threads = 2; threads <= 3; threads++) {
+            real *again = dw_run(d, table, threads);
+            ops_assert_equal("matmul_dw with more threads", table, again, one, dw_size(d));
+            free(again);
+        }
+        free(one);
+    }
+    free(oracle);
+}
+
+static void test_dw(enum weight_type type) {
     static const int dw_rows[] = {0, 1, 2, 5, 16, 33, 64, 257};
     uint64_t seed = 3;
     for (int s = 0; s < COUNT(shapes); s++)
         for (int r = s % THIN(3); r < COUNT(dw_rows); r += THIN(3)) {
-            int rows = dw_rows[r], n = shapes[s].n, k = shapes[s].k;
-            int64_t lddy = n + s % 3, ldx = k + s % 2 * 3;
-            size_t size = (size_t)n * (size_t)k;
-            real *dy = ops_reals(&seed, (size_t)(rows * lddy), 1), *x = ops_reals(&seed, (size_t)(rows * ldx), 1);
-            real *start = ops_reals(&seed, size, 1), *oracle = ops_copy(start, size);
-            struct op op = {.kind = OP_MATMUL_DW, .matmul_dw = {dy, lddy, x, ldx, oracle, rows, n, k}};
-            ops_run("scalar", 1, &op, 1);
-            double *want = ops_alloc(size * sizeof *want), *tolerance = ops_alloc(size * sizeof *tolerance);
-            for (int i = 0; i < n * k; i++) {
-                double sum = start[i], total = fabs(sum);
-                for (int b = 0; b < rows; b++) {
-                    double term = (double)dy[b * lddy + i / k] * x[b * ldx + i % k];
-                    sum += term;
-                    total += fabs(term);
-                }
-                want[i] = sum;
-                tolerance[i] = (rows + 1) * total * 0x1p-24;
-            }
-            ops_assert_close("matmul_dw", "scalar", oracle, want, size, tolerance);
-            for (int i = 0; ops_table(i); i++)
-                for (int threads = 1; threads <= 3; threads++) {
-                    op.matmul_dw.dweight = ops_copy(start, size);
-                    ops_run(ops_table(i), threads, &op, 1);
-                    ops_assert_equal("matmul_dw", ops_table(i), op.matmul_dw.dweight, oracle, size);
-                    free(op.matmul_dw.dweight);
-                }
-            free(want);
-            free(tolerance);
-            free(dy);
-            free(x);
-            free(start);
-            free(oracle);
+            struct dw d = {.type = type, .rows = dw_rows[r], .n = shapes[s].n, .k = shapes[s].k};
+            d.lddy = d.n + s % 3;
+            d.ldx = d.k + s % 2 * 3;
+            d.dy = ops_reals(&seed, (size_t)(d.rows * d.lddy), 1);
+            d.x = ops_reals(&seed, (size_t)(d.rows * d.ldx), 1);
+            d.start = ops_reals(&seed, dw_size(&d), 1);
+            check_dw(&d);
+            free(d.dy);
+            free(d.x);
+            free(d.start);
         }
+}
+
+static void test_dw_f32(void **state) {
+    (void)state;
+    test_dw(WEIGHT_F32);
+}
+static void test_dw_bf16(void **state) {
+    (void)state;
+    test_dw(WEIGHT_BF16);
+}
+
+/* An even number of rows that are added in two calls gives the bits of one call, in every table. */
+static void test_dw_in_parts(void **state) {
+    (void)state;
+    uint64_t seed = 4;
+    struct dw d = {.rows = 320, .n = 70, .k = 96, .lddy = 70, .ldx = 96};
+    d.dy = ops_reals(&seed, (size_t)(d.rows * d.lddy), 1);
+    d.x = ops_reals(&seed, (size_t)(d.rows * d.ldx), 1);
+    d.start = ops_reals(&seed, dw_size(&d), 1);
+    for (int type = WEIGHT_F32; type <= WEIGHT_BF16; type++)
+        for (int i = 0; ops_table(i); i++) {
+            d.type = (enum weight_type)type;
+            struct dw first = d, second = d;
+            first.rows = 64;
+            second.rows -= 64;
+            second.dy += 64 * d.lddy;
+            second.x += 64 * d.ldx;
+            real *whole = dw_run(&d, ops_table(i), 2);
+            second.start = dw_run(&first, ops_table(i), 2);
+            real *parts = dw_run(&second, ops_table(i), 2);
+            ops_assert_equal("matmul_dw in parts", ops_table(i), parts, whole, dw_size(&d));
+            free(whole);
+            free(second.start);
+            free(parts);
+        }
+    free(d.dy);
+    free(d.x);
+    free(d.start);
 }
 
 /* A source of `n` elements of any type, of values that f16 and bf16 hold inexactly, with the special ones among them.
@@ -311,9 +382,10 @@ static void test_embed_grad(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_product_f32), cmocka_unit_test(test_product_bf16), cmocka_unit_test(test_row_alone),
-        cmocka_unit_test(test_dw),          cmocka_unit_test(test_pack),         cmocka_unit_test(test_pack_transposed),
-        cmocka_unit_test(test_embed),       cmocka_unit_test(test_embed_grad),
+        cmocka_unit_test(test_product_f32), cmocka_unit_test(test_product_bf16),    cmocka_unit_test(test_row_alone),
+        cmocka_unit_test(test_dw_f32),      cmocka_unit_test(test_dw_bf16),         cmocka_unit_test(test_dw_in_parts),
+        cmocka_unit_test(test_pack),        cmocka_unit_test(test_pack_transposed), cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_embed_grad),
     };
     return cmocka_run_group_tests(tests, NULL, ops_close_all);
 }

@@ -92,13 +92,16 @@ void naive_matmul(const struct op *o, const struct worker *worker) {
 
 void naive_matmul_dw(const struct op *o, const struct worker *worker) {
     const struct op_matmul_dw *op = &o->matmul_dw;
+    bool round = op->type == WEIGHT_BF16;
     int64_t begin, end;
+    CHECK_LE(op->type, WEIGHT_BF16);
     worker_share(worker, op->n, 1, &begin, &end);
     for (int64_t n = begin; n < end; n++)
         for (int64_t k = 0; k < op->k; k++) {
             real sum = op->dweight[n * op->k + k];
             for (int64_t b = 0; b < op->rows; b++) {
-                sum = real_fma(op->dy[b * op->lddy + n], op->x[b * op->ldx + k], sum);
+                real dy = op->dy[b * op->lddy + n], x = op->x[b * op->ldx + k];
+                sum = round ? real_fma(bf16_round(dy), bf16_round(x), sum) : real_fma(dy, x, sum);
             }
             op->dweight[n * op->k + k] = sum;
         }
