@@ -176,9 +176,6 @@ int recipe_check(struct recipe *recipe, looplm_error *err) {
     if (!status) status = check_evals(recipe, err);
     if (!status) status = check_init(recipe, err);
     if (status) return status;
-    if (o->train_precision != 0)
-        return error_set(err, LOOPLM_UNSUPPORTED, "%s: key train.precision: this build trains in f32 only; say f32",
-                         recipe->path);
     if (o->train_warmup > o->train_steps)
         return error_set(err, LOOPLM_USAGE, "%s: key train.warmup: found %lld, expected at most train.steps = %lld",
                          recipe->path, (long long)o->train_warmup, (long long)o->train_steps);

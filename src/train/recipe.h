@@ -61,7 +61,7 @@
     X(SWITCH, train_recompute, "train.recompute", 0, false, "compute each loop again in backward: less memory")        \
     X(INT, train_loops_from, "train.loops_from", 0, 0, 0, MODEL_LOOPS_MAX, "N", "loops at the start; 0: all of them")  \
     X(REAL, train_loops_warmup, "train.loops_warmup", 0, 0, 0, 1, "X", "fraction of the run until all loops are run")  \
-    X(CHOICE, train_precision, "train.precision", 0, "f32", "f32|bf16", "inputs of products")                          \
+    X(CHOICE, train_precision, "train.precision", 0, "f32", "f32|bf16", "inputs of products, and KV")                  \
     X(REAL, objective_beta, "objective.beta", 0, 0.1, 0, 100, "X", "weight of the entropy of the exit distribution")   \
     X(REAL, objective_beta_final, "objective.beta_final", 0, -1, -1, 100, "X",                                         \
       "its last value, reached in a line; -1: the same")                                                               \
@@ -84,6 +84,7 @@
 OPTIONS_DEFINE(recipe_options, RECIPE_OPTIONS)
 
 enum { RECIPE_SCHEDULE_CONSTANT, RECIPE_SCHEDULE_COSINE, RECIPE_SCHEDULE_WSD };
+enum { RECIPE_PRECISION_F32, RECIPE_PRECISION_BF16 };
 enum { RECIPE_SAVE_BF16, RECIPE_SAVE_F32 };
 
 /* A text to learn from, and the part of the run that uses it. */

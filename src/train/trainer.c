@@ -175,7 +175,8 @@ static int open_engine(struct trainer *t, looplm_error *err) {
                                      .weight_decay = o->train_weight_decay,
                                      .clip = o->train_clip,
                                      .gate_only = t->options->stage == OBJECTIVE_STAGE2};
-    int status = model_alloc(&t->model, &t->params.config, t->backend, WEIGHT_F32, err);
+    enum weight_type type = o->train_precision == RECIPE_PRECISION_F32 ? WEIGHT_F32 : WEIGHT_BF16;
+    int status = model_alloc(&t->model, &t->params.config, t->backend, type, err);
     if (!status) {
         model_pack(t->model, &t->params);
         status = workers_open(&t->workers, t->model, &t->params, &workers, err);
@@ -278,10 +279,10 @@ static int open_run(struct trainer *t, looplm_error *err) {
     free(checkpoint);
     if (status) return status;
     const struct model_config *c = &t->params.config;
-    log_info("%s: %.2f M parameters, %d layers x %d loops; %s, %d threads, %d sequences at once, %.0f MiB",
+    log_info("%s: %.2f M parameters, %d layers x %d loops; %s, %s, %d threads, %d sequences at once, %.0f MiB",
              t->step ? "resumed" : "begins", (double)t->params.table.parameters / 1e6, c->layers, c->loops,
-             t->backend->table, t->backend->threads, workers_count(t->workers),
-             (double)workers_memory(t->workers) / 1048576.0);
+             model_weight_type_name(t->model->weight_type), t->backend->table, t->backend->threads,
+             workers_count(t->workers), (double)workers_memory(t->workers) / 1048576.0);
     for (int i = 0; i < t->data.n_sources; i++)
         log_info("data: %s: %lld documents, %lld tokens, %lld sequences", t->data.sources[i].path,
                  (long long)t->data.corpora[i].documents, (long long)t->data.corpora[i].tokens,

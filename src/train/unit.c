@@ -168,7 +168,9 @@ static int open_memory(struct unit_workspace *ws, looplm_error *err) {
 static int open_kv(struct unit_workspace *ws, looplm_error *err) {
     const struct model_config *c = &ws->model->config;
     int32_t n = ws->options.positions_max, documents = ws->options.documents_max;
-    struct kv_geometry geometry = {KV_F32, c->layers, c->kv_heads, c->head_dim};
+    /* The type that inference takes by default with these weights, so that a rollout meets the same bits here. */
+    enum kv_type type = ws->model->weight_type == WEIGHT_F32 ? KV_F32 : KV_BF16;
+    struct kv_geometry geometry = {type, c->layers, c->kv_heads, c->head_dim};
     int64_t blocks = (int64_t)c->loops * ((n + KV_BLOCK - 1) / KV_BLOCK + documents);
     int status = kv_pool_init(&ws->pool, ws->model->backend, geometry, blocks, err);
     if (status) return status;

@@ -1,9 +1,10 @@
 /* A gradient unit: the loss of one sequence and its gradient with respect to every parameter.
  *
  * The forward pass is model/loop.c's over the whole sequence, one pass per loop, keeping what backward needs; keys and
- * values live in KV blocks as in inference. backward.c mirrors model/loop.c and model/block.c; objective.c turns
- * cross-entropies and exit probabilities into losses and their gradients. Sums are over the unit's valid tokens,
- * undivided: the trainer divides by the step's global count, so that accumulation and ranks change no bit.
+ * values live in KV blocks as in inference, in bf16 with bf16 weights (the gradient passes through the rounding as if
+ * it were not there). backward.c mirrors model/loop.c and model/block.c; objective.c turns cross-entropies and exit
+ * probabilities into losses and their gradients. Sums are over the unit's valid tokens, undivided: the trainer divides
+ * by the step's global count, so that accumulation and ranks change no bit.
  */
 #ifndef TRAIN_UNIT_H
 #define TRAIN_UNIT_H

@@ -157,7 +157,7 @@ static void every_depth_vector(enum kv_type kv_type, enum weight_type weights) {
     struct unit_workspace *ws = NULL;
     looplm_error err = {0};
     struct unit_options unit = {.positions_max = 16};
-    bool trains = kv_type == KV_F32 && weights == WEIGHT_F32;
+    bool trains = weights <= WEIGHT_BF16;
     if (trains && unit_open(&ws, tiny.model, &unit, &err)) fail_msg("%s", err.message);
     char *scratch = support_make_directory(), *path = file_join(scratch, "session");
     int distinct = 0;

@@ -34,6 +34,7 @@ static struct model_config variant_config(const struct variant *v) {
 }
 
 struct setting {
+    enum weight_type type;
     const char *table;
     int threads;
     bool recompute;
@@ -46,7 +47,11 @@ static real *run(const struct variant *v, const struct setting *s, const struct 
     struct model_config config = variant_config(v);
     struct tiny_text text;
     struct tiny t;
-    tiny_open(&t, &config, 21, s->table, s->threads, s->positions, s->recompute);
+    struct params params;
+    looplm_error err;
+    if (params_alloc(&params, &config, &err)) fail_msg("%s", err.message);
+    tiny_fill(&params, 21);
+    tiny_open_as(&t, s->type, params, s->table, s->threads, s->positions, s->recompute);
     tiny_text(&text, 22, POSITIONS, &config, v->mask_every, v->depths);
     tiny_gradient(&t, &text.input, objective);
     *result = tiny_gradient(&t, &text.input, objective); /* a used workspace must do as a fresh one */
@@ -81,16 +86,27 @@ static void check_same(const struct variant *v, const struct setting *settings, 
 
 static void test_tables_threads_and_memory_change_no_bit(void **state) {
     (void)state;
-    struct setting settings[SETTINGS_MAX] = {{"scalar", 1, false, POSITIONS}};
+    struct setting settings[SETTINGS_MAX] = {{WEIGHT_F32, "scalar", 1, false, POSITIONS}};
     int n = 1;
     for (int i = 0; ops_table(i); i++) {
         assert_true(n + 4 <= SETTINGS_MAX);
-        settings[n++] = (struct setting){ops_table(i), 2, false, POSITIONS};
+        settings[n++] = (struct setting){WEIGHT_F32, ops_table(i), 2, false, POSITIONS};
         if (ops_table(i + 1)) continue;
-        settings[n++] = (struct setting){ops_table(i), 1, true, POSITIONS};
-        settings[n++] = (struct setting){ops_table(i), 3, true, 200};
+        settings[n++] = (struct setting){WEIGHT_F32, ops_table(i), 1, true, POSITIONS};
+        settings[n++] = (struct setting){WEIGHT_F32, ops_table(i), 3, true, 200};
     }
     for (size_t v = 0; v < VARIANTS; v++) check_same(&variants[v], settings, n);
+}
+
+/* In bf16 a table has bits of its own, whatever the threads and the memory. */
+static void test_bf16_threads_and_memory_change_no_bit(void **state) {
+    (void)state;
+    for (int i = 0; ops_table(i); i++) {
+        struct setting settings[] = {{WEIGHT_BF16, ops_table(i), 1, false, POSITIONS},
+                                     {WEIGHT_BF16, ops_table(i), 2, true, POSITIONS},
+                                     {WEIGHT_BF16, ops_table(i), 3, false, 200}};
+        for (size_t v = 0; v < VARIANTS; v++) check_same(&variants[v], settings, 3);
+    }
 }
 
 static void test_evaluation_has_the_same_numbers(void **state) {
@@ -208,6 +224,7 @@ static void test_nothing_to_predict(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tables_threads_and_memory_change_no_bit),
+        cmocka_unit_test(test_bf16_threads_and_memory_change_no_bit),
         cmocka_unit_test(test_evaluation_has_the_same_numbers),
         cmocka_unit_test(test_forced_full_depth_is_no_depths),
         cmocka_unit_test(test_forced_one_loop),

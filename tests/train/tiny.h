@@ -61,18 +61,23 @@ static inline void tiny_pack(struct tiny *t) {
 }
 
 /* On parameters that are there already (they become the tiny's own). */
-static inline void tiny_open_with(struct tiny *t, struct params params, const char *table, int threads,
-                                  int32_t positions, bool recompute) {
+static inline void tiny_open_as(struct tiny *t, enum weight_type type, struct params params, const char *table,
+                                int threads, int32_t positions, bool recompute) {
     looplm_error err = {0};
     *t = (struct tiny){.params = params};
     if (cpu_open(&t->backend, threads, table, &err)) fail_msg("%s", err.message);
-    if (model_alloc(&t->model, &params.config, t->backend, WEIGHT_F32, &err)) fail_msg("%s", err.message);
+    if (model_alloc(&t->model, &params.config, t->backend, type, &err)) fail_msg("%s", err.message);
     model_pack(t->model, &t->params);
     struct unit_options options = {.positions_max = positions, .documents_max = 8, .recompute = recompute};
     if (unit_open(&t->ws, t->model, &options, &err)) fail_msg("%s", err.message);
     t->gradient = calloc((size_t)t->params.table.elements, sizeof(real));
     assert_non_null(t->gradient);
     tiny_pack(t);
+}
+
+static inline void tiny_open_with(struct tiny *t, struct params params, const char *table, int threads,
+                                  int32_t positions, bool recompute) {
+    tiny_open_as(t, WEIGHT_F32, params, table, threads, positions, recompute);
 }
 
 static inline void tiny_open(struct tiny *t, const struct model_config *config, uint64_t seed, const char *table,
