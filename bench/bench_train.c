@@ -1,21 +1,34 @@
-/* Speed of a training step beside the fp32 peak of the same run, and where its time goes by kind of op.
+/* Speed of a training step beside the peak of the same run, its memory, and where the time of a sequence goes.
  *
- * usage: bench_train [--threads N] [--table NAME] [--steps N] [--hidden D] [--layers L] [--loops R] [--heads H] [--ffn
- * F] [--vocab V]
- *                    [--positions S] [--batch B] [--recompute]
+ * usage: bench_train [--precision f32|bf16] [--threads N] [--workers N] [--table NAME] [--steps N] [--profile] [--json]
+ *                    [--hidden D] [--layers L] [--loops R] [--heads H] [--ffn F] [--vocab V] [--positions S] [--batch
+ * B]
+ *                    [--recompute]
  *
  * The default shape is the one that peers were measured on: d 256, 4 heads, 4 layers x 4 loops, ffn 704, 256 tokens x
- * 8, vocabulary 4096, loss on every loop. Operations counted: 6 per weight and token of every product (head included,
- * each loop), attention three times its causal forward. */
+ * 8, vocabulary 4096, loss on every loop. The larger one of the log: --hidden 512 --heads 8 --layers 6 --ffn 1408.
+ * Operations counted: 6 per weight and token of every product (head included, each loop), attention three times its
+ * causal forward. */
 #include "base/random.h"
 #include "tensor/cpu/cpu.h"
 #include "tensor/probe.h"
 #include "train/optimizer.h"
-#include "train/unit.h"
+#include "train/workers.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#define PROFILE_UNITS 3
+
+/* Of the calling thread: what other processes take is not counted. */
+static double thread_now_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 /* A backend that executes the ops of a pass one by one on another and adds up the time of each kind. */
 struct timed {
@@ -34,9 +47,9 @@ static void timed_execute(struct backend *backend, const struct pass *pass) {
     }
     for (int32_t i = 0; i < pass->count; i++) {
         struct pass one = {.ops = pass->ops + i, .count = 1};
-        double start = probe_now_s();
+        double start = thread_now_s();
         t->inner->execute(t->inner, &one);
-        t->seconds[pass->ops[i].kind] += probe_now_s() - start;
+        t->seconds[pass->ops[i].kind] += thread_now_s() - start;
         t->count[pass->ops[i].kind]++;
     }
 }
@@ -50,17 +63,17 @@ static void timed_release(struct backend *b, void *memory, size_t size) {
 }
 
 struct bench {
-    int threads, steps, batch, positions;
+    int threads, workers_wanted, steps, batch, positions;
     const char *table;
-    bool recompute;
+    enum weight_type type;
+    bool recompute, json, profile;
     struct model_config config;
-    struct timed timed;
+    struct backend *backend;
     struct params params;
     struct model *model;
-    struct unit_workspace *ws;
+    struct workers *workers;
     struct optimizer optimizer;
-    struct gradient_tree tree;
-    int32_t *ids, *targets;
+    double gradient_s, optimizer_s, pack_s; /* of the last step */
 };
 
 static void need(int status, const looplm_error *err) {
@@ -69,57 +82,62 @@ static void need(int status, const looplm_error *err) {
     exit(1);
 }
 
-static void fill(struct bench *b) {
+static void fill_params(struct bench *b) {
     struct random random = {1, 0};
     for (int32_t i = 0; i < b->params.table.count; i++) {
         const struct tensor_spec *spec = &b->params.table.specs[i];
         for (int64_t j = 0; j < spec->rows * spec->cols; j++)
             b->params.data[spec->offset + j] = spec->dims == 1 ? 1 : 0.02f * random_normal(&random);
     }
-    for (int i = 0; i < b->batch * b->positions; i++)
-        b->ids[i] = (int32_t)random_below(&random, (uint64_t)b->config.vocab);
-    for (int i = 0; i < b->batch * b->positions; i++) b->targets[i] = (i + 1) % b->positions ? b->ids[i + 1] : -1;
+}
+
+static void fill_text(struct bench *b) {
+    struct random random = {2, 0};
+    for (int i = 0; i < b->batch; i++) {
+        struct unit_slot *slot = workers_slot(b->workers, i);
+        slot->n = b->positions;
+        for (int j = 0; j < b->positions; j++) slot->ids[j] = (int32_t)random_below(&random, (uint64_t)b->config.vocab);
+        for (int j = 0; j < b->positions; j++) slot->targets[j] = j + 1 < b->positions ? slot->ids[j + 1] : -1;
+    }
+}
+
+static struct unit_options unit_options(const struct bench *b) {
+    return (struct unit_options){.positions_max = b->positions, .recompute = b->recompute};
 }
 
 static void setup(struct bench *b) {
     looplm_error err = {0};
-    struct timed *t = &b->timed;
-    need(cpu_open(&t->inner, b->threads, b->table, &err), &err);
-    t->backend = *t->inner;
-    t->backend.execute = timed_execute;
-    t->backend.alloc = timed_alloc;
-    t->backend.release = timed_release;
+    need(cpu_open(&b->backend, b->threads, b->table, &err), &err);
     need(params_alloc(&b->params, &b->config, &err), &err);
-    b->ids = calloc((size_t)(b->batch * b->positions), sizeof *b->ids);
-    b->targets = calloc((size_t)(b->batch * b->positions), sizeof *b->targets);
-    fill(b);
-    need(model_alloc(&b->model, &b->config, &t->backend, WEIGHT_F32, &err), &err);
-    struct unit_options unit = {.positions_max = b->positions, .recompute = b->recompute};
-    need(unit_open(&b->ws, b->model, &unit, &err), &err);
-    struct optimizer_options options = {0.9, 0.95, 1e-8, 0.1, 1.0, false};
-    need(optimizer_init(&b->optimizer, &b->params, &t->backend, &options, &err), &err);
-    need(gradient_tree_init(&b->tree, &t->backend, b->params.table.elements, b->batch, &err), &err);
+    fill_params(b);
+    need(model_alloc(&b->model, &b->config, b->backend, b->type, &err), &err);
     model_pack(b->model, &b->params);
-    unit_pack(b->ws, &b->params);
+    struct workers_options workers = {
+        .workers = b->workers_wanted, .kernels = b->table, .batch = b->batch, .unit = unit_options(b)};
+    need(workers_open(&b->workers, b->model, &b->params, &workers, &err), &err);
+    struct optimizer_options options = {0.9, 0.95, 1e-8, 0.1, 1.0, false};
+    need(optimizer_init(&b->optimizer, &b->params, b->backend, &options, &err), &err);
+    fill_text(b);
 }
 
+/* One optimizer step as the trainer takes it; the mean loss. */
 static double step(struct bench *b) {
     struct objective objective = {.kind = OBJECTIVE_STAGE1, .beta = 0.1};
-    double loss = 0;
-    int64_t valid = 0;
+    double loss = 0, valid = 0, start = probe_now_s();
+    const real *gradient = workers_gradient(b->workers, b->batch, b->config.loops, &objective);
     for (int i = 0; i < b->batch; i++) {
-        struct unit_result result;
-        struct unit_input input = {
-            .ids = b->ids + i * b->positions, .targets = b->targets + i * b->positions, .n = b->positions};
-        unit_gradient(b->ws, &input, &objective, gradient_tree_begin(&b->tree), &result);
-        gradient_tree_push(&b->tree);
-        loss += result.loss;
-        valid += result.valid;
+        loss += workers_slot(b->workers, i)->result.loss;
+        valid += (double)workers_slot(b->workers, i)->result.valid;
     }
-    optimizer_step(&b->optimizer, gradient_tree_finish(&b->tree), (double)valid, 3e-4, NULL);
+    double after_gradient = probe_now_s();
+    optimizer_step(&b->optimizer, gradient, valid, 3e-4, NULL);
+    double after_optimizer = probe_now_s();
     model_pack(b->model, &b->params);
-    unit_pack(b->ws, &b->params);
-    return loss / (double)valid;
+    workers_pack(b->workers, &b->params);
+    b->gradient_s = after_gradient - start;
+    b->optimizer_s = after_optimizer - after_gradient;
+    b->pack_s = probe_now_s() - after_optimizer;
+    return loss / valid;
 }
 
 static double operations_per_token(const struct bench *b) {
@@ -134,59 +152,117 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+/* Where the processor time of one sequence goes on one thread: what a worker does, op by op. */
 static void show_shares(struct bench *b) {
     static const char *const names[] = {
 #define X(code, type) [OP_##code] = #code,
         OP_MAP(X)
 #undef X
     };
-    struct timed *t = &b->timed;
-    double start = probe_now_s(), sum = 0;
-    t->on = true;
-    step(b);
-    double whole = probe_now_s() - start;
-    for (int k = 0; k < OP_COUNT; k++) sum += t->seconds[k];
-    printf("\n%-20s %8s %10s %7s   (one step, op by op: %.1f ms, of which outside ops %.1f)\n", "op", "count", "ms",
-           "share", 1e3 * whole, 1e3 * (whole - sum));
+    static struct timed timed;
+    looplm_error err = {0};
+    struct model model = *b->model;
+    struct unit_workspace *ws;
+    struct objective objective = {.kind = OBJECTIVE_STAGE1, .beta = 0.1};
+    need(cpu_open(&timed.inner, 1, b->table, &err), &err);
+    timed.backend = *timed.inner;
+    timed.backend.execute = timed_execute;
+    timed.backend.alloc = timed_alloc;
+    timed.backend.release = timed_release;
+    model.backend = &timed.backend;
+    struct unit_options options = unit_options(b);
+    need(unit_open(&ws, &model, &options, &err), &err);
+    unit_pack(ws, &b->params);
+    real *gradient = timed.backend.alloc(&timed.backend, (size_t)b->params.table.elements * sizeof(real));
+    const struct unit_slot *slot = workers_slot(b->workers, 0);
+    struct unit_input input = {.ids = slot->ids, .targets = slot->targets, .n = slot->n};
+    struct unit_result result;
+    double sum = 0, whole = 0;
+    for (int i = 0; i <= PROFILE_UNITS; i++) {
+        double start = thread_now_s();
+        timed.on = i > 0; /* the first touches all memory */
+        unit_gradient(ws, &input, &objective, gradient, &result);
+        if (i) whole += thread_now_s() - start;
+    }
+    for (int k = 0; k < OP_COUNT; k++) sum += timed.seconds[k];
+    printf("\n%-20s %8s %10s %7s   (one sequence on one thread: %.1f ms, of which outside ops %.1f)\n", "op", "count",
+           "ms", "share", 1e3 * whole / PROFILE_UNITS, 1e3 * (whole - sum) / PROFILE_UNITS);
     for (;;) {
         int most = 0;
         for (int k = 1; k < OP_COUNT; k++)
-            if (t->seconds[k] > t->seconds[most]) most = k;
-        if (t->seconds[most] <= 0) break;
-        printf("%-20s %8lld %10.2f %6.1f%%\n", names[most], (long long)t->count[most], 1e3 * t->seconds[most],
-               100 * t->seconds[most] / whole);
-        t->seconds[most] = 0;
+            if (timed.seconds[k] > timed.seconds[most]) most = k;
+        if (timed.seconds[most] <= 0) break;
+        printf("%-20s %8lld %10.2f %6.1f%%\n", names[most], (long long)timed.count[most] / PROFILE_UNITS,
+               1e3 * timed.seconds[most] / PROFILE_UNITS, 100 * timed.seconds[most] / whole);
+        timed.seconds[most] = 0;
     }
 }
 
+static double peak_of(const struct bench *b, struct team *team) {
+    double peak = b->type == WEIGHT_BF16 ? probe_peak_bf16(team) : 0;
+    return peak > 0 ? peak : probe_peak_f32(team);
+}
+
+struct samples {
+    double *seconds, *shares, *peaks;
+    double loss;
+};
+
 /* The peak is probed before every step and the ratio is taken of the two that lie side by side. */
-static void run(struct bench *b) {
+static void run(struct bench *b, struct samples *s) {
     struct team *team;
     looplm_error err = {0};
-    need(team_open(&team, b->timed.inner->threads, &err), &err);
+    need(team_open(&team, b->backend->threads, &err), &err);
     double operations = operations_per_token(b) * b->batch * b->positions;
-    double *shares = calloc((size_t)b->steps, sizeof *shares), *speeds = calloc((size_t)b->steps, sizeof *speeds),
-           loss = 0;
+    s->shares = calloc((size_t)b->steps, sizeof *s->shares);
+    s->seconds = calloc((size_t)b->steps, sizeof *s->seconds);
+    s->peaks = calloc((size_t)b->steps, sizeof *s->peaks);
     step(b); /* touches all memory */
     for (int i = 0; i < b->steps; i++) {
-        double peak = probe_peak_f32(team), start = probe_now_s();
-        loss = step(b);
-        double seconds = probe_now_s() - start;
-        speeds[i] = b->batch * b->positions / seconds;
-        shares[i] = operations / seconds / 1e9 / peak;
+        s->peaks[i] = peak_of(b, team);
+        double start = probe_now_s();
+        s->loss = step(b);
+        s->seconds[i] = probe_now_s() - start;
+        s->shares[i] = operations / s->seconds[i] / 1e9 / s->peaks[i];
     }
     team_close(team);
-    qsort(shares, (size_t)b->steps, sizeof *shares, by_value);
-    qsort(speeds, (size_t)b->steps, sizeof *speeds, by_value);
-    printf("%s, %d threads: %.0f tokens/s (median of %d steps), %.1f Mop/token, %.1f GFLOP/s, %.1f %% of the fp32 peak "
-           "of the same run "
-           "(quartiles %.1f, %.1f)\nworkspace %.1f MiB, loss %.4f\n",
-           b->timed.inner->table, b->timed.inner->threads, speeds[b->steps / 2], b->steps,
-           operations_per_token(b) / 1e6, speeds[b->steps / 2] * operations_per_token(b) / 1e9,
-           100 * shares[b->steps / 2], 100 * shares[b->steps / 4], 100 * shares[b->steps * 3 / 4],
-           (double)unit_memory(b->ws) / 1048576.0, loss);
-    free(shares);
-    free(speeds);
+    qsort(s->shares, (size_t)b->steps, sizeof *s->shares, by_value);
+    qsort(s->seconds, (size_t)b->steps, sizeof *s->seconds, by_value);
+    qsort(s->peaks, (size_t)b->steps, sizeof *s->peaks, by_value);
+}
+
+static double max_rss_mib(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss / 1024;
+}
+
+static void report(const struct bench *b, const struct samples *s) {
+    int n = b->steps;
+    double tokens = b->batch * b->positions, speed = tokens / s->seconds[n / 2];
+    if (b->json) {
+        printf("{\"precision\": \"%s\", \"table\": \"%s\", \"threads\": %d, \"workers\": %d, \"tokens_per_s\": %.6g, "
+               "\"tokens_per_s_quartiles\": [%.6g, %.6g], \"gflops\": %.6g, \"peak_gflops\": %.6g, \"share\": %.4g, "
+               "\"share_quartiles\": [%.4g, %.4g], \"max_rss_mib\": %.6g, \"loss\": %.6g}\n",
+               model_weight_type_name(b->type), b->backend->table, b->backend->threads, workers_count(b->workers),
+               speed, tokens / s->seconds[n * 3 / 4], tokens / s->seconds[n / 4], speed * operations_per_token(b) / 1e9,
+               s->peaks[n / 2], s->shares[n / 2], s->shares[n / 4], s->shares[n * 3 / 4], max_rss_mib(), s->loss);
+        return;
+    }
+    printf(
+        "%s, %s, %d threads, %d sequences at once: %.0f tokens/s (median of %d steps, quartiles %.0f, %.0f)\n"
+        "%.1f Mop/token, %.1f GFLOP/s, %.1f %% of the peak of the same run (quartiles %.1f, %.1f; peak %.0f GFLOP/s)\n"
+        "last step: gradient %.1f ms, optimizer %.1f, packing %.1f; largest resident memory %.0f MiB, loss %.4f\n",
+        model_weight_type_name(b->type), b->backend->table, b->backend->threads, workers_count(b->workers), speed, n,
+        tokens / s->seconds[n * 3 / 4], tokens / s->seconds[n / 4], operations_per_token(b) / 1e6,
+        speed * operations_per_token(b) / 1e9, 100 * s->shares[n / 2], 100 * s->shares[n / 4],
+        100 * s->shares[n * 3 / 4], s->peaks[n / 2], 1e3 * b->gradient_s, 1e3 * b->optimizer_s, 1e3 * b->pack_s,
+        max_rss_mib(), s->loss);
+}
+
+static void usage(const char *option) {
+    fprintf(stderr, "bench_train: %s: not an option, or without its value; see the head of bench_train.c\n", option);
+    exit(2);
 }
 
 static void parse(struct bench *b, int argc, char **argv) {
@@ -194,27 +270,36 @@ static void parse(struct bench *b, int argc, char **argv) {
         const char *name;
         int32_t *value;
     } numbers[] = {
-        {"--threads", &b->threads},     {"--steps", &b->steps},          {"--batch", &b->batch},
-        {"--positions", &b->positions}, {"--hidden", &b->config.hidden}, {"--layers", &b->config.layers},
-        {"--loops", &b->config.loops},  {"--heads", &b->config.heads},   {"--ffn", &b->config.ffn},
-        {"--vocab", &b->config.vocab},
+        {"--threads", &b->threads},      {"--workers", &b->workers_wanted}, {"--steps", &b->steps},
+        {"--batch", &b->batch},          {"--positions", &b->positions},    {"--hidden", &b->config.hidden},
+        {"--layers", &b->config.layers}, {"--loops", &b->config.loops},     {"--heads", &b->config.heads},
+        {"--ffn", &b->config.ffn},       {"--vocab", &b->config.vocab},
     };
+    const struct {
+        const char *name;
+        bool *value;
+    } switches[] = {{"--recompute", &b->recompute}, {"--json", &b->json}, {"--profile", &b->profile}};
     for (int i = 1; i < argc; i++) {
-        bool known = !strcmp(argv[i], "--recompute");
-        b->recompute |= known;
-        for (size_t k = 0; !known && i + 1 < argc && k < sizeof numbers / sizeof *numbers; k++) {
+        bool known = false;
+        for (size_t k = 0; k < sizeof switches / sizeof *switches; k++) {
+            if (strcmp(argv[i], switches[k].name)) continue;
+            *switches[k].value = known = true;
+        }
+        if (known) continue;
+        if (i + 1 >= argc) usage(argv[i]);
+        for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++) {
             if (strcmp(argv[i], numbers[k].name)) continue;
-            *numbers[k].value = atoi(argv[++i]);
+            *numbers[k].value = atoi(argv[i + 1]);
             known = true;
         }
-        if (!known && i + 1 < argc && !strcmp(argv[i], "--table")) {
-            b->table = argv[++i];
-            known = true;
+        if (!strcmp(argv[i], "--table")) {
+            b->table = argv[i + 1];
+        } else if (!strcmp(argv[i], "--precision")) {
+            b->type = strcmp(argv[i + 1], "bf16") ? WEIGHT_F32 : WEIGHT_BF16;
+        } else if (!known) {
+            usage(argv[i]);
         }
-        if (!known) {
-            fprintf(stderr, "bench_train: %s: not an option, or without its value\n", argv[i]);
-            exit(2);
-        }
+        i++;
     }
     b->config.kv_heads = b->config.heads;
     b->config.head_dim = b->config.hidden / b->config.heads;
@@ -237,8 +322,10 @@ int main(int argc, char **argv) {
                                      .exit_gate = true,
                                      .exit_threshold = 1};
     parse(&b, argc, argv);
+    struct samples samples;
     setup(&b);
-    run(&b);
-    show_shares(&b);
+    run(&b, &samples);
+    report(&b, &samples);
+    if (b.profile) show_shares(&b);
     return 0;
 }
