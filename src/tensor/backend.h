@@ -298,7 +298,7 @@ struct op_attention_grad {
 };
 
 /* Backward of op_qkv: dq [rows, H K] and the rows' dk, dv (indexed by position, [S, G K]) to dqkv[b]; dq_norm, dk_norm
- * accumulate (NULL without norms). */
+ * accumulate (NULL without norms: then qkv is not read, and dqkv may be qkv). */
 struct op_qkv_grad {
     const real *qkv;
     int64_t ldqkv;
@@ -312,7 +312,7 @@ struct op_qkv_grad {
     int32_t n_runs, heads, kv_heads, head_dim;
 };
 
-/* dgate_up from dout; s = sigmoid(g): dup = dout * g s; dgate = dout * up * s (1 + g (1 - s)). */
+/* dgate_up (may be gate_up) from dout; s = sigmoid(g): dup = dout * g s; dgate = dout * up * s (1 + g (1 - s)). */
 struct op_silu_mul_grad {
     const real *gate_up, *dout;
     real *dgate_up;

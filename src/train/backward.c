@@ -13,33 +13,86 @@
 
 #include <stdlib.h>
 
+#define JOINED_ROWS 32 /* rows that a matrix instruction adds at once: those of a loop must fill them */
+
+/* ---- the transposed packings ------------------------------------------------------------------------------------ */
+
 static void bind_weight(struct carve *carve, struct weight *w, enum weight_type type, int64_t n, int64_t k) {
     *w = (struct weight){.type = type, .n = (int32_t)n, .k = (int32_t)k};
     w->data = carve_take(carve, (int64_t)weight_size(type, n, k), 1);
 }
 
 /* Walked twice: with base NULL it measures. */
+static size_t bind_weights(struct backward_weights *w, unsigned char *base) {
+    const struct model_config *c = &w->model->config;
+    enum weight_type type = w->model->weight_type;
+    struct carve carve = {.base = base};
+    int64_t d = c->hidden, f = c->ffn, heads = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+    for (int32_t l = 0; l < c->layers; l++) {
+        bind_weight(&carve, &w->layers[l].qkv, type, d, heads + 2 * kv);
+        bind_weight(&carve, &w->layers[l].o, type, heads, d);
+        bind_weight(&carve, &w->layers[l].gate_up, type, d, 2 * f);
+        bind_weight(&carve, &w->layers[l].down, type, f, d);
+    }
+    bind_weight(&carve, &w->head, type, d, c->vocab);
+    return carve.used;
+}
+
+int backward_weights_init(struct backward_weights *w, const struct model *model, looplm_error *err) {
+    *w = (struct backward_weights){.model = model};
+    w->layers = calloc((size_t)model->config.layers, sizeof *w->layers);
+    if (w->layers) {
+        w->memory_size = bind_weights(w, NULL);
+        w->memory = model->backend->alloc(model->backend, w->memory_size);
+    }
+    if (!w->memory) {
+        int status = error_set(err, LOOPLM_MEMORY, "backward pass: %.1f MiB for transposed weights could not be had",
+                               (double)w->memory_size / 1048576.0);
+        backward_weights_free(w);
+        return status;
+    }
+    bind_weights(w, w->memory);
+    return 0;
+}
+
+void backward_weights_free(struct backward_weights *w) {
+    if (w->memory) w->model->backend->release(w->model->backend, w->memory, w->memory_size);
+    free(w->layers);
+    pass_free(&w->pass);
+    *w = (struct backward_weights){0};
+}
+
+static void pack_one(struct pass *pass, struct weight *weight, const real *source) {
+    pass_add(pass, (struct op){.kind = OP_PACK_TRANSPOSED, .pack_transposed = {.weight = weight, .source = source}});
+}
+
+void backward_weights_pack(struct backward_weights *w, const struct params *params) {
+    for (int32_t l = 0; l < w->model->config.layers; l++) {
+        /* q, k, v and gate, up lie side by side in the flat buffer: each group is one matrix. */
+        pack_one(&w->pass, &w->layers[l].qkv, params_at(params, TENSOR_Q, l));
+        pack_one(&w->pass, &w->layers[l].o, params_at(params, TENSOR_O, l));
+        pack_one(&w->pass, &w->layers[l].gate_up, params_at(params, TENSOR_GATE, l));
+        pack_one(&w->pass, &w->layers[l].down, params_at(params, TENSOR_DOWN, l));
+    }
+    pack_one(&w->pass, &w->head, params_at(params, w->model->config.tied ? TENSOR_EMBED : TENSOR_HEAD, -1));
+    w->model->backend->execute(w->model->backend, &w->pass);
+    pass_clear(&w->pass);
+}
+
+/* ---- scratch ---------------------------------------------------------------------------------------------------- */
+
+/* Walked twice: with base NULL it measures. */
 static size_t bind_buffers(struct backward *b, unsigned char *base) {
     const struct model_config *c = &b->model->config;
-    enum weight_type type = b->model->weight_type;
     struct carve carve = {.base = base};
     int64_t d = c->hidden, f = c->ffn, heads = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     int64_t n = b->positions_max;
-    for (int32_t l = 0; l < c->layers; l++) {
-        bind_weight(&carve, &b->layers[l].qkv, type, d, heads + 2 * kv);
-        bind_weight(&carve, &b->layers[l].o, type, heads, d);
-        bind_weight(&carve, &b->layers[l].gate_up, type, d, 2 * f);
-        bind_weight(&carve, &b->layers[l].down, type, f, d);
-    }
-    bind_weight(&carve, &b->head, type, d, c->vocab);
     b->dx = carve_take(&carve, n * d, sizeof(real));
-    b->dbranch = carve_take(&carve, n * d, sizeof(real));
     b->dnormed = carve_take(&carve, n * d, sizeof(real));
     b->dact = carve_take(&carve, n * f, sizeof(real));
-    b->dgate_up = carve_take(&carve, n * 2 * f, sizeof(real));
     b->datt = carve_take(&carve, n * heads, sizeof(real));
     b->dq = carve_take(&carve, n * heads, sizeof(real));
-    b->dqkv = carve_take(&carve, n * (heads + 2 * kv), sizeof(real));
+    b->dqkv = c->qk_norm ? carve_take(&carve, n * (heads + 2 * kv), sizeof(real)) : NULL;
     b->dk = carve_take(&carve, n * kv, sizeof(real));
     b->dv = carve_take(&carve, n * kv, sizeof(real));
     /* Reserved, and touched only when depths are forced. */
@@ -48,15 +101,13 @@ static size_t bind_buffers(struct backward *b, unsigned char *base) {
     return carve.used;
 }
 
-int backward_init(struct backward *b, const struct model *model, int32_t positions_max, looplm_error *err) {
-    *b = (struct backward){.model = model, .positions_max = positions_max};
+int backward_init(struct backward *b, const struct model *model, const struct backward_weights *weights,
+                  int32_t positions_max, looplm_error *err) {
+    *b = (struct backward){.model = model, .weights = weights, .positions_max = positions_max};
     int status = tensor_table_init(&b->table, &model->config, err);
     if (status) return status;
-    b->layers = calloc((size_t)model->config.layers, sizeof *b->layers);
-    if (b->layers) {
-        b->memory_size = bind_buffers(b, NULL);
-        b->memory = model->backend->alloc(model->backend, b->memory_size);
-    }
+    b->memory_size = bind_buffers(b, NULL);
+    b->memory = model->backend->alloc(model->backend, b->memory_size);
     if (!b->memory) {
         status = error_set(err, LOOPLM_MEMORY, "backward pass: %.1f MiB could not be had; use shorter sequences",
                            (double)b->memory_size / 1048576.0);
@@ -69,27 +120,8 @@ int backward_init(struct backward *b, const struct model *model, int32_t positio
 
 void backward_free(struct backward *b) {
     if (b->memory) b->model->backend->release(b->model->backend, b->memory, b->memory_size);
-    free(b->layers);
     tensor_table_free(&b->table);
     *b = (struct backward){0};
-}
-
-static void pack_one(struct pass *pass, struct weight *weight, const real *source) {
-    pass_add(pass, (struct op){.kind = OP_PACK_TRANSPOSED, .pack_transposed = {.weight = weight, .source = source}});
-}
-
-void backward_pack(struct backward *b, const struct params *params) {
-    struct pass pass = {0};
-    for (int32_t l = 0; l < b->model->config.layers; l++) {
-        /* q, k, v and gate, up lie side by side in the flat buffer: each group is one matrix. */
-        pack_one(&pass, &b->layers[l].qkv, params_at(params, TENSOR_Q, l));
-        pack_one(&pass, &b->layers[l].o, params_at(params, TENSOR_O, l));
-        pack_one(&pass, &b->layers[l].gate_up, params_at(params, TENSOR_GATE, l));
-        pack_one(&pass, &b->layers[l].down, params_at(params, TENSOR_DOWN, l));
-    }
-    pack_one(&pass, &b->head, params_at(params, b->model->config.tied ? TENSOR_EMBED : TENSOR_HEAD, -1));
-    b->model->backend->execute(b->model->backend, &pass);
-    pass_free(&pass);
 }
 
 real *backward_gradient(const struct backward *b, real *gradient, enum tensor_role role, int32_t layer) {
@@ -111,21 +143,23 @@ static real *gradient_of(const struct recorder *r, enum tensor_role role) {
     return backward_gradient(r->b, r->gradient, role, r->layer);
 }
 
-/* dx = dy W, and dW += dy^T x; weight is the transposed packing [inputs, outputs]. */
+/* dx = dy W, and dW += dy^T x, for all loops that are joined here; weight is the transposed packing [inputs, outputs].
+ */
 static void add_product_grad(const struct recorder *r, const struct weight *weight, const real *dy, const real *x,
                              real *dx, real *dweight) {
-    int32_t inputs = weight->n, outputs = weight->k, rows = r->loop->rows;
+    int32_t inputs = weight->n, outputs = weight->k, rows = r->loop->rows, joined = r->loop->joined;
     pass_add(r->pass,
              (struct op){.kind = OP_MATMUL,
                          .matmul = {.x = dy, .ldx = outputs, .weight = weight, .y = dx, .ldy = inputs, .rows = rows}});
+    if (joined < 0) return;
     pass_add(r->pass, (struct op){.kind = OP_MATMUL_DW,
                                   .matmul_dw = {.type = weight->type,
-                                                .dy = dy,
+                                                .dy = dy - (int64_t)joined * rows * outputs,
                                                 .lddy = outputs,
-                                                .x = x,
+                                                .x = x - (int64_t)joined * rows * inputs,
                                                 .ldx = inputs,
                                                 .dweight = dweight,
-                                                .rows = rows,
+                                                .rows = (joined + 1) * rows,
                                                 .n = outputs,
                                                 .k = inputs}});
 }
@@ -144,12 +178,12 @@ static void add_norm_grad(const struct recorder *r, const real *x, const real *w
                                                    .accumulate = accumulate}});
 }
 
-/* The gradient by a branch before its norm: dx itself in a family without branch norms. */
+/* The gradient by a branch before its norm, in `out`; dx itself in a family without branch norms. */
 static const real *add_branch_grad(const struct recorder *r, const real *branch, const real *weight, const real *rstd,
-                                   enum tensor_role role) {
+                                   enum tensor_role role, real *out) {
     if (!weight) return r->b->dx;
-    add_norm_grad(r, branch, weight, rstd, r->b->dx, r->b->dbranch, gradient_of(r, role), false);
-    return r->b->dbranch;
+    add_norm_grad(r, branch, weight, rstd, r->b->dx, out, gradient_of(r, role), false);
+    return out;
 }
 
 /* y[p] += mask[p] x[p] over positions. */
@@ -199,6 +233,11 @@ static void add_scores_grad(const struct recorder *r, const struct layer_buffers
                                                      .scale = model_attention_scale(b->model)}});
 }
 
+/* Without norms nobody reads qkv any more. */
+static real *dqkv_of(const struct recorder *r, const struct layer_buffers *f) {
+    return r->b->dqkv ? r->b->dqkv : f->qkv;
+}
+
 static void add_qkv_grad(const struct recorder *r, const struct layer_buffers *f, const struct backward_document *d) {
     const struct backward *b = r->b;
     const struct model_config *c = &b->model->config;
@@ -206,7 +245,7 @@ static void add_qkv_grad(const struct recorder *r, const struct layer_buffers *f
     int64_t at = (int64_t)d->start * c->kv_heads * c->head_dim;
     pass_add(r->pass, (struct op){.kind = OP_QKV_GRAD,
                                   .qkv_grad = {.qkv = f->qkv,
-                                               .ldqkv = b->layers[r->layer].qkv.k,
+                                               .ldqkv = b->weights->layers[r->layer].qkv.k,
                                                .rstd = f->qk_rstd,
                                                .rope = r->loop->buffers->rope,
                                                .q_norm = layer->q_norm,
@@ -215,7 +254,7 @@ static void add_qkv_grad(const struct recorder *r, const struct layer_buffers *f
                                                .lddq = (int64_t)c->heads * c->head_dim,
                                                .dk = b->dk + at,
                                                .dv = b->dv + at,
-                                               .dqkv = b->dqkv,
+                                               .dqkv = dqkv_of(r, f),
                                                .dq_norm = gradient_of(r, TENSOR_Q_NORM),
                                                .dk_norm = gradient_of(r, TENSOR_K_NORM),
                                                .runs = r->loop->runs + d->first_run,
@@ -225,7 +264,7 @@ static void add_qkv_grad(const struct recorder *r, const struct layer_buffers *f
                                                .head_dim = c->head_dim}});
 }
 
-/* From b->datt to b->dqkv. */
+/* From b->datt to dqkv. */
 static void add_attention_grad(const struct recorder *r, const struct layer_buffers *f) {
     const struct backward_loop *loop = r->loop;
     for (int32_t i = 0; i < loop->n_documents; i++) add_scores_grad(r, f, &loop->documents[i]);
@@ -238,22 +277,27 @@ static void add_attention_grad(const struct recorder *r, const struct layer_buff
 static void add_block_grad(const struct recorder *r) {
     const struct backward *b = r->b;
     const struct layer *layer = &b->model->layers[r->layer];
-    const struct backward_layer *w = &b->layers[r->layer];
+    const struct backward_layer *w = &b->weights->layers[r->layer];
     const struct layer_buffers *f = &r->loop->buffers->layers[r->layer];
+    const struct backward_branches *branches = &r->loop->branches[r->layer];
     int32_t n = r->loop->rows;
 
-    const real *dbranch = add_branch_grad(r, f->down, layer->post_norm_2, f->r4, TENSOR_POST_NORM_2);
+    const real *dbranch = add_branch_grad(r, f->down, layer->post_norm_2, f->r4, TENSOR_POST_NORM_2, branches->mlp);
     add_product_grad(r, &w->down, dbranch, f->act, b->dact, gradient_of(r, TENSOR_DOWN));
     pass_add(r->pass, (struct op){.kind = OP_SILU_MUL_GRAD,
-                                  .silu_mul_grad = {f->gate_up, b->dact, b->dgate_up, n, b->model->config.ffn}});
-    add_product_grad(r, &w->gate_up, b->dgate_up, f->n2, b->dnormed, gradient_of(r, TENSOR_GATE));
+                                  .silu_mul_grad = {f->gate_up, b->dact, f->gate_up, n, b->model->config.ffn}});
+    add_product_grad(r, &w->gate_up, f->gate_up, f->n2, b->dnormed, gradient_of(r, TENSOR_GATE));
     add_norm_grad(r, f->x2, layer->post_norm, f->r3, b->dnormed, b->dx, gradient_of(r, TENSOR_POST_NORM), true);
 
-    dbranch = add_branch_grad(r, f->o, layer->input_norm_2, f->r2, TENSOR_INPUT_NORM_2);
+    dbranch = add_branch_grad(r, f->o, layer->input_norm_2, f->r2, TENSOR_INPUT_NORM_2, branches->attention);
     add_product_grad(r, &w->o, dbranch, f->att, b->datt, gradient_of(r, TENSOR_O));
     add_attention_grad(r, f);
-    add_product_grad(r, &w->qkv, b->dqkv, f->n1, b->dnormed, gradient_of(r, TENSOR_Q));
+    add_product_grad(r, &w->qkv, dqkv_of(r, f), f->n1, b->dnormed, gradient_of(r, TENSOR_Q));
     add_norm_grad(r, f->x, layer->input_norm, f->r1, b->dnormed, b->dx, gradient_of(r, TENSOR_INPUT_NORM), true);
+}
+
+bool backward_can_join(const struct model *model, int32_t rows) {
+    return model->config.branch_norms && !model->config.qk_norm && rows % JOINED_ROWS == 0;
 }
 
 void backward_record_begin(struct pass *pass, const struct backward *b, int32_t positions) {

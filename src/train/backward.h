@@ -10,27 +10,40 @@ struct backward_layer {
     struct weight qkv, o, gate_up, down;
 };
 
-/* Transposed packings, and scratch for the gradients of one loop over at most positions_max rows. */
-struct backward {
-    const struct model *model; /* borrowed */
-    struct tensor_table table; /* where each gradient lies */
-    int32_t positions_max;
+/* The transposed packings of a model. They may be shared by all who go backward through it. */
+struct backward_weights {
+    const struct model *model;     /* borrowed */
     struct backward_layer *layers; /* [L] */
     struct weight head;            /* for dh = dlogits W_head */
-    real *dx;                      /* [B, D] by the stream; after backward_record by the loop's input */
-    real *dbranch, *dnormed;       /* [B, D] by a branch before its norm; by a branch's normed input */
-    real *dact, *dgate_up;         /* [B, F], [B, 2F] */
-    real *datt, *dq, *dqkv;        /* [B, H K], [B, H K], [B, (H + 2G) K] */
-    real *dk, *dv;                 /* [S, G K] by position, at the loop's plane */
-    real *carry_k, *carry_v;       /* [L, S, G K]: what deeper loops owe to the loop where a position left */
+    void *memory;
+    size_t memory_size;
+    struct pass pass; /* of backward_weights_pack, kept so that it allocates nothing */
+};
+int backward_weights_init(struct backward_weights *w, const struct model *model, looplm_error *err);
+void backward_weights_free(struct backward_weights *w);
+/* Remakes them from the masters. */
+void backward_weights_pack(struct backward_weights *w, const struct params *params);
+
+/* Scratch for the gradients of one loop over at most positions_max rows. */
+struct backward {
+    const struct model *model;              /* borrowed */
+    const struct backward_weights *weights; /* borrowed */
+    struct tensor_table table;              /* where each gradient lies */
+    int32_t positions_max;
+    real *dx;                /* [B, D] by the stream; after backward_record by the loop's input */
+    real *dnormed;           /* [B, D] by a branch's normed input */
+    real *dact;              /* [B, F] */
+    real *datt, *dq;         /* [B, H K] each */
+    real *dqkv;              /* [B, (H + 2G) K] with q/k norms; without them the forward's qkv is overwritten */
+    real *dk, *dv;           /* [S, G K] by position, at the loop's plane */
+    real *carry_k, *carry_v; /* [L, S, G K]: what deeper loops owe to the loop where a position left */
     void *memory;
     size_t memory_size;
 };
 
-int backward_init(struct backward *b, const struct model *model, int32_t positions_max, looplm_error *err);
+int backward_init(struct backward *b, const struct model *model, const struct backward_weights *weights,
+                  int32_t positions_max, looplm_error *err);
 void backward_free(struct backward *b);
-/* Remakes the transposed packings. */
-void backward_pack(struct backward *b, const struct params *params);
 /* The gradient of a tensor inside a flat gradient buffer. A tied head's is the embedding's. */
 real *backward_gradient(const struct backward *b, real *gradient, enum tensor_role role, int32_t layer);
 
@@ -39,9 +52,15 @@ struct backward_document {
     int32_t start, positions, first_run, n_runs;
 };
 
+/* The gradients by a layer's branches before their norms, [B, D] each; NULL in a family without branch norms. */
+struct backward_branches {
+    real *attention, *mlp;
+};
+
 /* One loop over the unit's documents, as forward left it. S is the sum of their positions. */
 struct backward_loop {
-    const struct loop_buffers *buffers; /* one per layer */
+    const struct loop_buffers *buffers;       /* one per layer; qkv and gate_up become their gradients */
+    const struct backward_branches *branches; /* [L] */
     struct kv_geometry kv;
     const struct run *runs;
     const struct backward_document *documents;
@@ -51,7 +70,15 @@ struct backward_loop {
      * that left before this loop, whose plane here is a copy; `lends` those that left right after it, whose plane
      * deeper loops read. */
     const real *lent, *lends;
+    /* How many deeper loops lie right before this one in every buffer, deepest first, with as many rows each. Their
+     * gradients of weights were left out, and one product over all the rows takes them now. -1: leave this loop's out.
+     */
+    int32_t joined;
 };
+/* Whether loops of so many rows may be joined: nobody but the branch buffers' owner overwrites the gradients that the
+ * product needs, and the rows of a loop fill the groups that matrix instructions take at once, so that no bit changes.
+ */
+bool backward_can_join(const struct model *model, int32_t rows);
 
 /* Zeroes what deeper loops owe, before the deepest loop's backward. */
 void backward_record_begin(struct pass *pass, const struct backward *b, int32_t positions);

@@ -91,7 +91,7 @@ void head_record_gradient(struct pass *pass, const struct head *head, const stru
         pass_add(pass, (struct op){.kind = OP_MATMUL,
                                    .matmul = {.x = head->logits,
                                               .ldx = head->ld,
-                                              .weight = &b->head,
+                                              .weight = &b->weights->head,
                                               .y = dx,
                                               .ldy = c->hidden,
                                               .rows = chunk.count}});

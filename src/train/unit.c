@@ -15,19 +15,11 @@
 #include "train/unit.h"
 
 #include "model/exit.h"
-#include "train/backward.h"
-#include "train/carve.h"
+#include "train/activations.h"
 #include "train/head.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-/* The activations of one loop that its backward reads. */
-struct activations {
-    struct layer_buffers *layers; /* [L] */
-    real *rope, *x_last, *norm_rstd;
-    real *input; /* [n, D] of loop 0, or gathered */
-};
 
 /* One loop of the unit. */
 struct unit_loop {
@@ -48,60 +40,23 @@ struct unit_loop {
 struct unit_workspace {
     struct model *model; /* borrowed */
     struct unit_options options;
-    int32_t sets;                    /* of activations: 1 with recompute, else R */
-    struct unit_loop *loops;         /* [R] */
-    struct activations *activations; /* [sets] */
+    struct unit_loop *loops;             /* [R] */
+    struct activation_store activations; /* one set with recompute, else R */
     struct kv_pool pool;
     struct kv_sequence *kv; /* [documents_max] */
     struct kv_lend *lends;  /* [n R] */
     struct head head;
+    struct backward_weights own_weights; /* unless they are shared */
     struct backward backward;
     struct pass pass;
     real *logit, *ce, *p, *dlogit; /* [R, n] by index, for the objective */
     int32_t used;                  /* loops that the current unit runs */
+    bool joined;                   /* their activations lie together (backward.h) */
     void *memory;
     size_t memory_size;
 };
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
-
-static void bind_layer(struct carve *carve, struct layer_buffers *b, const struct model_config *c, int64_t n) {
-    int64_t heads = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
-    const struct {
-        real **buffer;
-        int64_t width;
-    } table[] = {
-        {&b->x, c->hidden},
-        {&b->n1, c->hidden},
-        {&b->r1, 1},
-        {&b->qkv, heads + 2 * kv},
-        {&b->qk_rstd, c->qk_norm ? c->heads + c->kv_heads : 0},
-        {&b->q, heads},
-        {&b->att, heads},
-        {&b->lse, c->heads},
-        {&b->o, c->hidden},
-        {&b->r2, 1},
-        {&b->x2, c->hidden},
-        {&b->n2, c->hidden},
-        {&b->r3, 1},
-        {&b->gate_up, 2 * (int64_t)c->ffn},
-        {&b->act, c->ffn},
-        {&b->down, c->hidden},
-        {&b->r4, 1},
-    };
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
-        *table[i].buffer = carve_take(carve, n * table[i].width, sizeof(real));
-    if (!c->qk_norm) b->qk_rstd = NULL;
-    b->ldq = heads;
-}
-
-static void bind_activations(struct carve *carve, struct activations *a, const struct model_config *c, int64_t n) {
-    for (int32_t l = 0; l < c->layers; l++) bind_layer(carve, &a->layers[l], c, n);
-    a->rope = carve_take(carve, n * c->head_dim, sizeof(real));
-    a->x_last = carve_take(carve, n * c->hidden, sizeof(real));
-    a->norm_rstd = carve_take(carve, n, sizeof(real));
-    a->input = a->layers[0].x;
-}
 
 static void bind_loop(struct carve *carve, struct unit_loop *loop, const struct model_config *c, int32_t n,
                       int32_t documents) {
@@ -125,7 +80,7 @@ static size_t bind_buffers(struct unit_workspace *ws, unsigned char *base) {
     struct carve carve = {.base = base};
     int32_t n = ws->options.positions_max;
     int64_t by_position = (int64_t)c->loops * n;
-    for (int32_t i = 0; i < ws->sets; i++) bind_activations(&carve, &ws->activations[i], c, n);
+    activations_bind(&ws->activations, &carve);
     for (int32_t r = 0; r < c->loops; r++) bind_loop(&carve, &ws->loops[r], c, n, ws->options.documents_max);
     head_bind(&ws->head, ws->model, &carve);
     ws->lends = carve_take(&carve, by_position, sizeof *ws->lends);
@@ -138,15 +93,10 @@ static size_t bind_buffers(struct unit_workspace *ws, unsigned char *base) {
 
 /* The arrays whose length is known before any buffer's. */
 static int open_arrays(struct unit_workspace *ws, looplm_error *err) {
-    const struct model_config *c = &ws->model->config;
-    ws->loops = calloc((size_t)c->loops, sizeof *ws->loops);
-    ws->activations = calloc((size_t)ws->sets, sizeof *ws->activations);
-    bool ok = ws->loops && ws->activations;
-    for (int32_t i = 0; ok && i < ws->sets; i++) {
-        ws->activations[i].layers = calloc((size_t)c->layers, sizeof *ws->activations[i].layers);
-        ok = ws->activations[i].layers != NULL;
-    }
-    return ok ? 0 : error_set(err, LOOPLM_MEMORY, "training: the tables of a sequence could not be had");
+    int32_t loops = ws->model->config.loops, sets = ws->options.recompute ? 1 : loops;
+    ws->loops = calloc((size_t)loops, sizeof *ws->loops);
+    if (!ws->loops) return error_set(err, LOOPLM_MEMORY, "training: the tables of a sequence could not be had");
+    return activations_init(&ws->activations, ws->model, sets, ws->options.positions_max, err);
 }
 
 static int open_memory(struct unit_workspace *ws, looplm_error *err) {
@@ -182,6 +132,12 @@ static int open_kv(struct unit_workspace *ws, looplm_error *err) {
     return status;
 }
 
+static int open_backward(struct unit_workspace *ws, looplm_error *err) {
+    const struct backward_weights *weights = ws->options.weights ? ws->options.weights : &ws->own_weights;
+    int status = ws->options.weights ? 0 : backward_weights_init(&ws->own_weights, ws->model, err);
+    return status ? status : backward_init(&ws->backward, ws->model, weights, ws->options.positions_max, err);
+}
+
 int unit_open(struct unit_workspace **out, struct model *model, const struct unit_options *options, looplm_error *err) {
     CHECK_LT(0, options->positions_max);
     struct unit_workspace *ws = calloc(1, sizeof *ws);
@@ -190,10 +146,9 @@ int unit_open(struct unit_workspace **out, struct model *model, const struct uni
     ws->options = *options;
     if (ws->options.documents_max < 1) ws->options.documents_max = 1;
     if (ws->options.documents_max > options->positions_max) ws->options.documents_max = options->positions_max;
-    ws->sets = options->recompute ? 1 : model->config.loops;
     int status = open_arrays(ws, err);
     if (!status) status = open_memory(ws, err);
-    if (!status) status = backward_init(&ws->backward, model, options->positions_max, err);
+    if (!status) status = open_backward(ws, err);
     if (!status) status = open_kv(ws, err);
     if (status) {
         unit_close(ws);
@@ -211,20 +166,22 @@ void unit_close(struct unit_workspace *ws) {
     free(ws->kv);
     if (ws->pool.backend) kv_pool_free(&ws->pool);
     if (ws->backward.model) backward_free(&ws->backward);
+    if (ws->own_weights.model) backward_weights_free(&ws->own_weights);
     if (ws->memory) backend->release(backend, ws->memory, ws->memory_size);
-    for (int32_t i = 0; ws->activations && i < ws->sets; i++) free(ws->activations[i].layers);
-    free(ws->activations);
+    activations_free(&ws->activations);
     free(ws->loops);
     pass_free(&ws->pass);
     free(ws);
 }
 
 size_t unit_memory(const struct unit_workspace *ws) {
-    return ws->memory_size + ws->backward.memory_size + ws->pool.block_size * (size_t)ws->pool.n_blocks;
+    return ws->memory_size + ws->own_weights.memory_size + ws->backward.memory_size +
+           ws->pool.block_size * (size_t)ws->pool.n_blocks;
 }
 
 void unit_pack(struct unit_workspace *ws, const struct params *params) {
-    backward_pack(&ws->backward, params);
+    CHECK_EQ(ws->options.weights == NULL, true);
+    backward_weights_pack(&ws->own_weights, params);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
@@ -289,6 +246,14 @@ static int32_t plan_document(struct unit_workspace *ws, const struct unit_input 
     return source;
 }
 
+/* Decides whether all loops' activations lie together, and where. */
+static void place(struct unit_workspace *ws) {
+    int32_t rows = ws->loops[0].rows;
+    ws->joined = ws->activations.n_sets > 1 && backward_can_join(ws->model, rows);
+    for (int32_t r = 1; r < ws->used; r++) ws->joined &= ws->loops[r].same;
+    activations_place(&ws->activations, ws->used, ws->joined ? rows : ws->options.positions_max);
+}
+
 /* Lays out the rows of every loop; ws->used is the deepest loop that has any. */
 static void plan(struct unit_workspace *ws, const struct unit_input *input) {
     int32_t loops = ws->model->config.loops, documents = document_count(input);
@@ -304,6 +269,7 @@ static void plan(struct unit_workspace *ws, const struct unit_input *input) {
         loop->same = r > 0 && loop->rows == ws->loops[r - 1].rows;
         if (loop->rows) ws->used = r + 1;
     }
+    place(ws);
 }
 
 /* Each document's sequence begins again, with blocks for its positions: first those that shrink, then those that grow.
@@ -376,7 +342,7 @@ static void run_pass(struct unit_workspace *ws) {
 
 /* Where loop r's activations live; a pass that nobody goes back through uses one set for all. */
 static struct activations *activations_of(struct unit_workspace *ws, int32_t r, bool keep) {
-    return &ws->activations[keep && ws->sets > 1 ? r : 0];
+    return &ws->activations.sets[keep && ws->activations.n_sets > 1 ? r : 0];
 }
 
 static void forward(struct unit_workspace *ws, const struct unit_input *input, bool keep) {
@@ -500,9 +466,14 @@ static void record_input_grad(struct unit_workspace *ws, const struct unit_input
 static void record_backward(struct unit_workspace *ws, const struct unit_input *input, int32_t r, real *gradient) {
     struct unit_loop *loop = &ws->loops[r];
     /* The deepest loop's activations are still there. */
-    if (ws->sets == 1 && r + 1 < ws->used) record_loop(ws, input, r, &ws->activations[0]);
+    bool again = ws->activations.n_sets == 1;
+    if (again && r + 1 < ws->used) record_loop(ws, input, r, &ws->activations.sets[0]);
     record_gate_grad(ws, loop, loop->dh, gradient);
     struct backward_loop here = {.buffers = &loop->buffers,
+                                 .branches = ws->activations.sets[again ? 0 : r].branches,
+                                 .joined = !ws->joined ? 0
+                                           : r         ? -1
+                                                       : ws->used - 1,
                                  .kv = ws->pool.geometry,
                                  .runs = loop->runs,
                                  .documents = loop->documents,

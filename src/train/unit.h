@@ -12,6 +12,7 @@
 #include "model/kv.h"
 #include "model/loop.h"
 #include "model/params.h"
+#include "train/backward.h"
 #include "train/objective.h"
 
 /* One sequence, or several packed ones. targets[i] is the id that position i should predict, or -1 where nothing is
@@ -39,8 +40,9 @@ struct unit_result {
 };
 
 struct unit_options {
-    int32_t positions_max; /* longest sequence, or all packed documents together */
-    int32_t documents_max; /* most documents of a unit; 0 means 1 */
+    int32_t positions_max;                  /* longest sequence, or all packed documents together */
+    int32_t documents_max;                  /* most documents of a unit; 0 means 1 */
+    const struct backward_weights *weights; /* transposed packings that somebody keeps current; NULL: its own */
     bool recompute; /* keep only each loop's input and compute a loop's activations again in backward: about 1/R of the
                        memory, a third more work */
 };
@@ -49,7 +51,7 @@ struct unit_workspace;
 /* model: its packed weights must be current (model_pack); it must outlive the workspace. */
 int unit_open(struct unit_workspace **ws, struct model *model, const struct unit_options *options, looplm_error *err);
 void unit_close(struct unit_workspace *ws);
-/* The transposed packings that backward multiplies with; remade after every optimizer step. */
+/* The workspace's own transposed packings; to be remade after every optimizer step. */
 void unit_pack(struct unit_workspace *ws, const struct params *params);
 /* Adds the unit's gradient to `gradient` (flat, laid out as params->data). In stage II only the exit gate's part is
  * touched. */

@@ -28,15 +28,15 @@ struct crew {
 
 /* What the team does in one run. */
 struct job {
-    enum { JOB_PACK, JOB_GRADIENT, JOB_EVALUATE } kind;
+    enum { JOB_GRADIENT, JOB_EVALUATE } kind;
     int64_t n;
     int32_t loops;
     const struct objective *objective;
-    const struct params *params;
 };
 
 struct workers {
     struct model *model; /* borrowed */
+    struct backward_weights weights;
     struct team *team;
     int count, level;
     struct crew *crews;        /* [count] */
@@ -81,7 +81,9 @@ static int open_crew(struct workers *w, struct crew *c, const struct workers_opt
         if (status) return status;
         c->view.backend = c->backend;
     }
-    status = unit_open(&c->unit, &c->view, &options->unit, err);
+    struct unit_options unit = options->unit;
+    unit.weights = &w->weights;
+    status = unit_open(&c->unit, &c->view, &unit, err);
     int64_t units = w->count > 1 ? (int64_t)1 << w->level : options->batch;
     if (!status) status = gradient_tree_init(&c->tree, c->view.backend, w->elements, units, err);
     if (status) return status;
@@ -132,7 +134,8 @@ int workers_open(struct workers **out, struct model *model, const struct params 
                           .positions_max = options->unit.positions_max};
     w->level = choose_level(w->batch, w->count);
     w->crews = calloc((size_t)w->count, sizeof *w->crews);
-    int status = w->crews ? 0 : error_set(err, LOOPLM_MEMORY, "training: the workers could not be had");
+    int status = w->crews ? backward_weights_init(&w->weights, model, err)
+                          : error_set(err, LOOPLM_MEMORY, "training: the workers could not be had");
     for (int i = 0; i < w->count && !status; i++) status = open_crew(w, &w->crews[i], options, err);
     if (!status) status = open_slots(w, err);
     if (!status) status = open_blocks(w, err);
@@ -156,6 +159,7 @@ void workers_close(struct workers *w) {
         if (c->backend) c->backend->close(c->backend);
         free(c->depths);
     }
+    if (w->weights.model) backward_weights_free(&w->weights);
     gradient_tree_free(&w->tree);
     for (int64_t i = 0; w->sums && i < w->blocks; i++)
         if (w->sums[i]) w->model->backend->release(w->model->backend, w->sums[i], (size_t)w->elements * sizeof(real));
@@ -171,7 +175,7 @@ int workers_count(const struct workers *w) {
 }
 
 size_t workers_memory(const struct workers *w) {
-    size_t buffers = (size_t)w->blocks + (size_t)w->tree.n_buffers, size = 0;
+    size_t buffers = (size_t)w->blocks + (size_t)w->tree.n_buffers, size = w->weights.memory_size;
     for (int i = 0; i < w->count; i++) {
         size += unit_memory(w->crews[i].unit);
         buffers += (size_t)w->crews[i].tree.n_buffers;
@@ -232,9 +236,6 @@ static void run_job(void *context, int worker, int count) {
     struct crew *c = &w->crews[worker];
     (void)count;
     switch (w->job.kind) {
-    case JOB_PACK:
-        unit_pack(c->unit, w->job.params);
-        break;
     case JOB_GRADIENT:
         run_blocks(w, c, worker);
         break;
@@ -245,8 +246,7 @@ static void run_job(void *context, int worker, int count) {
 }
 
 void workers_pack(struct workers *w, const struct params *params) {
-    w->job = (struct job){.kind = JOB_PACK, .params = params};
-    team_run(w->team, run_job, w);
+    backward_weights_pack(&w->weights, params);
 }
 
 const real *workers_gradient(struct workers *w, int64_t n, int32_t loops, const struct objective *objective) {

@@ -109,6 +109,39 @@ static void test_bf16_threads_and_memory_change_no_bit(void **state) {
     }
 }
 
+/* With recompute every loop adds to the gradients of the weights by itself; without, 64 rows a loop are enough for one
+ * product over all loops. */
+static void test_joined_loops_change_no_bit(void **state) {
+    (void)state;
+    enum { ROWS = 64 };
+    struct model_config config = variant_config(&variants[0]);
+    struct objective objective = tiny_stage1(PRIOR_UNIFORM);
+    assert_int_equal(config.loops, 3);
+    for (int type = WEIGHT_F32; type <= WEIGHT_BF16; type++)
+        for (int i = 0; ops_table(i); i++)
+            for (int used = 1; used <= config.loops; used++) {
+                struct tiny_text text;
+                struct unit_result result[2];
+                struct tiny t[2];
+                for (int recompute = 0; recompute < 2; recompute++) {
+                    struct params params;
+                    looplm_error err;
+                    if (params_alloc(&params, &config, &err)) fail_msg("%s", err.message);
+                    tiny_fill(&params, 33);
+                    tiny_open_as(&t[recompute], (enum weight_type)type, params, ops_table(i), 2, POSITIONS, recompute);
+                    tiny_text(&text, 34, ROWS, &config, 0, false);
+                    memset(text.depths, used, ROWS);
+                    text.input.depths = text.depths;
+                    assert_true(backward_can_join(t[recompute].model, ROWS));
+                    result[recompute] = tiny_gradient(&t[recompute], &text.input, &objective);
+                }
+                assert_memory_equal(&result[0], &result[1], sizeof result[0]);
+                assert_memory_equal(t[0].gradient, t[1].gradient, tiny_size(&t[0]));
+                tiny_close(&t[0]);
+                tiny_close(&t[1]);
+            }
+}
+
 static void test_evaluation_has_the_same_numbers(void **state) {
     (void)state;
     for (size_t v = 0; v < VARIANTS; v++) {
@@ -225,6 +258,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tables_threads_and_memory_change_no_bit),
         cmocka_unit_test(test_bf16_threads_and_memory_change_no_bit),
+        cmocka_unit_test(test_joined_loops_change_no_bit),
         cmocka_unit_test(test_evaluation_has_the_same_numbers),
         cmocka_unit_test(test_forced_full_depth_is_no_depths),
         cmocka_unit_test(test_forced_one_loop),
