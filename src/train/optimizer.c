@@ -180,7 +180,7 @@ void gradient_tree_push_level(struct gradient_tree *tree, int32_t level) {
     tree->level[buffer] = level;
 }
 
-const real *gradient_tree_finish(struct gradient_tree *tree) {
+static int32_t finish(struct gradient_tree *tree) {
     CHECK_LT(0, tree->count);
     int32_t sum = -1;
     for (int32_t level = 0; level <= GRADIENT_LEVELS_MAX; level++) {
@@ -190,5 +190,16 @@ const real *gradient_tree_finish(struct gradient_tree *tree) {
         sum = buffer;
     }
     tree->count = 0;
-    return tree->buffers[sum];
+    return sum;
+}
+
+real *gradient_tree_finish(struct gradient_tree *tree) {
+    return tree->buffers[finish(tree)];
+}
+
+real *gradient_tree_take(struct gradient_tree *tree, real *instead) {
+    int32_t sum = finish(tree);
+    real *taken = tree->buffers[sum];
+    tree->buffers[sum] = instead;
+    return taken;
 }

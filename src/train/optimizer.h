@@ -57,6 +57,8 @@ void gradient_tree_push(struct gradient_tree *tree);
 void gradient_tree_push_level(struct gradient_tree *tree, int32_t level);
 /* The sum of all that were pushed, valid until the next begin, which starts a new tree. At least one unit must have
  * been pushed. */
-const real *gradient_tree_finish(struct gradient_tree *tree);
+real *gradient_tree_finish(struct gradient_tree *tree);
+/* The same, but the caller keeps the buffer with the sum, for good, and gives another of `elements` reals for it. */
+real *gradient_tree_take(struct gradient_tree *tree, real *instead);
 
 #endif

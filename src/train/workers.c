@@ -1,8 +1,9 @@
 /* Owns the division of a step's units among threads. What a unit computes is unit.c's.
  *
  * A step's units are cut into blocks of 2^level consecutive ones; worker w takes blocks w, w + W, ... A block is an
- * aligned subtree of the gradient tree, so its sum is pushed there at its level. The last block may have fewer units:
- * what its own tree gives then is what the one tree would have made of them.
+ * aligned subtree of the gradient tree; the sums of the blocks are its upper part, which is added in place, neighbours
+ * first. The last block may have fewer units: what its own tree gives then is what the one tree would have made of
+ * them.
  *
  * Invariants: while the team runs, a worker writes its own workspace, its own blocks' sums and its own slots' results
  * alone; the model's packed weights are only read.
@@ -39,10 +40,11 @@ struct workers {
     struct backward_weights weights;
     struct team *team;
     int count, level;
-    struct crew *crews;        /* [count] */
-    struct gradient_tree tree; /* of blocks; unused with one worker */
-    real **sums;               /* [blocks] */
-    int64_t blocks, batch, elements;
+    struct crew *crews; /* [count] */
+    real **sums;        /* [blocks] of the step: borrowed from `spares` or from a crew's tree */
+    real **spares;      /* [n_spares] one for every block but the last of each worker */
+    int64_t blocks, n_spares, batch, elements;
+    struct pass pass;
     int32_t positions_max;
     struct unit_slot *slots; /* [batch] */
     int32_t *ids;            /* [3 batch positions_max], of all slots */
@@ -113,14 +115,14 @@ static int open_blocks(struct workers *w, looplm_error *err) {
     if (w->count == 1) return 0;
     w->blocks = blocks_at(w->batch, w->level);
     w->sums = calloc((size_t)w->blocks, sizeof *w->sums);
-    bool ok = w->sums != NULL;
-    for (int64_t i = 0; ok && i < w->blocks; i++)
-        ok = (w->sums[i] = backend->alloc(backend, (size_t)w->elements * sizeof(real))) != NULL;
-    if (!ok)
-        return error_set(err, LOOPLM_MEMORY,
-                         "training: no memory for the gradients of %lld blocks; use train.workers 1",
-                         (long long)w->blocks);
-    return gradient_tree_init(&w->tree, backend, w->elements, w->blocks << w->level, err);
+    w->spares = calloc((size_t)w->blocks, sizeof *w->spares);
+    bool ok = w->sums && w->spares;
+    while (ok && w->n_spares + w->count < w->blocks)
+        ok = (w->spares[w->n_spares++] = backend->alloc(backend, (size_t)w->elements * sizeof(real))) != NULL;
+    return ok ? 0
+              : error_set(err, LOOPLM_MEMORY,
+                          "training: no memory for the gradients of %lld blocks; use train.workers 1",
+                          (long long)w->blocks);
 }
 
 int workers_open(struct workers **out, struct model *model, const struct params *params,
@@ -160,10 +162,12 @@ void workers_close(struct workers *w) {
         free(c->depths);
     }
     if (w->weights.model) backward_weights_free(&w->weights);
-    gradient_tree_free(&w->tree);
-    for (int64_t i = 0; w->sums && i < w->blocks; i++)
-        if (w->sums[i]) w->model->backend->release(w->model->backend, w->sums[i], (size_t)w->elements * sizeof(real));
+    for (int64_t i = 0; i < w->n_spares; i++)
+        if (w->spares[i])
+            w->model->backend->release(w->model->backend, w->spares[i], (size_t)w->elements * sizeof(real));
+    pass_free(&w->pass);
     free(w->sums);
+    free(w->spares);
     free(w->crews);
     free(w->slots);
     free(w->ids);
@@ -175,7 +179,7 @@ int workers_count(const struct workers *w) {
 }
 
 size_t workers_memory(const struct workers *w) {
-    size_t buffers = (size_t)w->blocks + (size_t)w->tree.n_buffers, size = w->weights.memory_size;
+    size_t buffers = (size_t)w->n_spares, size = w->weights.memory_size;
     for (int i = 0; i < w->count; i++) {
         size += unit_memory(w->crews[i].unit);
         buffers += (size_t)w->crews[i].tree.n_buffers;
@@ -202,15 +206,14 @@ static struct unit_input input_of(const struct workers *w, const struct crew *c,
                                .weight = slot->weight};
 }
 
-/* The sum of the gradients of slots [first, last). */
-static const real *run_block(struct workers *w, struct crew *c, int64_t first, int64_t last) {
+/* Pushes the gradients of slots [first, last), a block. */
+static void run_block(struct workers *w, struct crew *c, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
         struct unit_slot *slot = &w->slots[i];
         struct unit_input input = input_of(w, c, slot);
         unit_gradient(c->unit, &input, w->job.objective, gradient_tree_begin(&c->tree), &slot->result);
         gradient_tree_push(&c->tree);
     }
-    return gradient_tree_finish(&c->tree);
 }
 
 static void run_blocks(struct workers *w, struct crew *c, int worker) {
@@ -218,8 +221,11 @@ static void run_blocks(struct workers *w, struct crew *c, int worker) {
     memset(c->depths, w->job.loops, (size_t)w->positions_max);
     for (int64_t block = worker; block * size < w->job.n; block += w->count) {
         int64_t last = (block + 1) * size < w->job.n ? (block + 1) * size : w->job.n;
-        const real *sum = run_block(w, c, block * size, last);
-        memcpy(w->sums[block], sum, (size_t)w->elements * sizeof(real));
+        run_block(w, c, block * size, last);
+        /* The sum of the worker's last block may stay where it is until the next step. */
+        bool more = (block + w->count) * size < w->job.n;
+        w->sums[block] = more ? gradient_tree_take(&c->tree, w->spares[block]) : gradient_tree_finish(&c->tree);
+        if (more) w->spares[block] = w->sums[block];
     }
 }
 
@@ -255,14 +261,19 @@ const real *workers_gradient(struct workers *w, int64_t n, int32_t loops, const 
     w->job = (struct job){.kind = JOB_GRADIENT, .n = n, .loops = loops, .objective = objective};
     if (w->count == 1) {
         memset(w->crews[0].depths, loops, (size_t)w->positions_max);
-        return run_block(w, &w->crews[0], 0, n);
+        run_block(w, &w->crews[0], 0, n);
+        return gradient_tree_finish(&w->crews[0].tree);
     }
     team_run(w->team, run_job, w);
-    for (int64_t block = 0; block < blocks_at(n, w->level); block++) {
-        memcpy(gradient_tree_begin(&w->tree), w->sums[block], (size_t)w->elements * sizeof(real));
-        gradient_tree_push_level(&w->tree, w->level);
-    }
-    return gradient_tree_finish(&w->tree);
+    int64_t blocks = blocks_at(n, w->level);
+    for (int64_t stride = 1; stride < blocks; stride *= 2)
+        for (int64_t i = 0; i + stride < blocks; i += 2 * stride) {
+            real *sum = w->sums[i];
+            pass_add(&w->pass, (struct op){.kind = OP_ADD, .add = {sum, w->sums[i + stride], sum, w->elements}});
+        }
+    w->model->backend->execute(w->model->backend, &w->pass);
+    pass_clear(&w->pass);
+    return w->sums[0];
 }
 
 void workers_evaluate(struct workers *w, int64_t n, const struct objective *objective) {
