@@ -14,11 +14,12 @@ set(LOOPLM_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(LOOPLM_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
 set(LOOPLM_FLAGS_avx512vnni ${LOOPLM_FLAGS_avx512} -mavx512vnni)
 set(LOOPLM_FLAGS_avx512bf16 ${LOOPLM_FLAGS_avx512vnni} -mavx512bf16)
+set(LOOPLM_FLAGS_avx512amx ${LOOPLM_FLAGS_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
 
 # Sanitizers go over kernel text once, as the AVX2 table: the other tables are the same text, and with the address sanitizer
 # gcc 12 needs a minute for each (4 s without; 22 s for AVX2, but minutes with the undefined-behaviour one, whose share the
 # scalar table has: the same arithmetic).
-foreach(set avx2 avx512 avx512bf16 avx512vnni)
+foreach(set avx2 avx512 avx512amx avx512bf16 avx512vnni)
     set(files ${LOOPLM_LIBRARY_SOURCES})
     list(FILTER files INCLUDE REGEX "/src/tensor/cpu/[^/]*_${set}\\.c$")
     if(NOT files)

@@ -15,9 +15,10 @@ static const struct shape {
               {65, 17}, {80, 80}, {113, 48}, {128, 96}, {130, 65}, {192, 32}, {100, 520}, {64, 1040}};
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
-/* The BF16 instructions add a pair of products at a time and flush subnormals: this table rounds differently. */
+/* The BF16 instructions add pairs of products, or sixteen even and sixteen odd ones, and flush subnormals: these tables
+ * round differently. */
 static bool exact(const char *table, enum weight_type type) {
-    return type == WEIGHT_F32 || strcmp(table, "avx512bf16") != 0;
+    return type == WEIGHT_F32 || (strcmp(table, "avx512bf16") != 0 && strcmp(table, "avx512amx") != 0);
 }
 
 struct product {

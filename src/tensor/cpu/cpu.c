@@ -35,6 +35,9 @@ const struct cpu_table *const *cpu_tables(void) {
 #ifdef LOOPLM_HAVE_AVX512BF16
         &cpu_table_avx512bf16,
 #endif
+#ifdef LOOPLM_HAVE_AVX512AMX
+        &cpu_table_avx512amx,
+#endif
         NULL,
     };
     return tables;
