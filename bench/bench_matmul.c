@@ -11,7 +11,7 @@
 
 struct bench {
     struct backend *backend, *scalar;
-    double peak_f32, peak_bf16, peak_int8, bandwidth;
+    double peak_f32, peak_bf16, peak_int8, peak_tiles, bandwidth;
     const char *only;
 };
 
@@ -44,13 +44,14 @@ static void execute(struct backend *backend, struct op op) {
 
 /* Seconds of one execution: the best of five batches, each at least a twentieth of a second. */
 static double time_op(struct backend *backend, struct op op) {
-    double best = INFINITY, start = probe_now_s();
+    const int threads = backend->threads;
+    double best = INFINITY, start = probe_clock_s(threads);
     execute(backend, op);
-    int repeats = 1 + (int)(0.05 / (probe_now_s() - start));
+    int repeats = 1 + (int)(0.05 / (probe_clock_s(threads) - start));
     for (int batch = 0; batch < 5; batch++) {
-        start = probe_now_s();
+        start = probe_clock_s(threads);
         for (int i = 0; i < repeats; i++) execute(backend, op);
-        double each = (probe_now_s() - start) / repeats;
+        double each = (probe_clock_s(threads) - start) / repeats;
         if (each < best) best = each;
     }
     return best;
@@ -100,7 +101,11 @@ static void bench_product(struct bench *bench, enum weight_type type, int rows, 
     float *x = reals(bench, (int64_t)rows * k), *y = reals(bench, (int64_t)rows * n);
     double s = time_op(bench->backend, (struct op){.kind = OP_MATMUL, .matmul = {x, k, &w, y, n, rows, false}});
     double gflops = 2.0 * rows * n * k / s / 1e9, gbs = (double)weight_size(type, n, k) / s / 1e9;
-    double peak = type == WEIGHT_BF16 && strstr(bench->backend->table, "bf16") ? bench->peak_bf16 : bench->peak_f32;
+    const bool tiles = strstr(bench->backend->table, "amx"), pairs = strstr(bench->backend->table, "bf16");
+    double peak = type != WEIGHT_BF16 ? bench->peak_f32
+                  : tiles             ? bench->peak_tiles
+                  : pairs             ? bench->peak_bf16
+                                      : bench->peak_f32;
     if (type > WEIGHT_BF16 && bench->peak_int8 > 0) peak = bench->peak_int8;
     printf("%-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak  %6.2f GB/s", weight_names[type], rows,
            n, k, s * 1e6, gflops, 100 * gflops / peak, gbs);
@@ -200,11 +205,14 @@ static void probe(struct bench *bench, int threads) {
     bench->peak_f32 = probe_peak_f32(team);
     bench->peak_bf16 = probe_peak_bf16(team);
     bench->peak_int8 = probe_peak_int8(team);
+    bench->peak_tiles = probe_peak_tiles_bf16(team);
+    const double tiles_int8 = probe_peak_tiles_int8(team);
     give_back(bench, data, size);
     team_close(team);
-    printf("table %s, %d threads: peak %.1f GFLOP/s f32, %.1f bf16, %.1f int8; bandwidth %.2f GB/s\n",
+    printf("table %s, %d threads: peak %.1f GFLOP/s f32, %.1f bf16, %.1f int8; tiles %.1f bf16, %.1f int8; bandwidth "
+           "%.2f GB/s\n",
            bench->backend->table, bench->backend->threads, bench->peak_f32, bench->peak_bf16, bench->peak_int8,
-           bench->bandwidth);
+           bench->peak_tiles, tiles_int8, bench->bandwidth);
 }
 
 int main(int argc, char **argv) {

@@ -5,11 +5,17 @@
 #include "base/team.h"
 
 double probe_now_s(void);
+/* The clock of a measurement on so many threads: for one, its own processor time, which other programs do not stretch.
+ */
+double probe_clock_s(int threads);
 
 /* Multiply-adds count two operations. GOP/s of all the team's threads; 0 where the processor lacks the instruction. */
 double probe_peak_f32(struct team *team);
 double probe_peak_bf16(struct team *team);
 double probe_peak_int8(struct team *team);
+/* The same on tile registers (AMX); 0 also where the kernel does not let us use them. */
+double probe_peak_tiles_bf16(struct team *team);
+double probe_peak_tiles_int8(struct team *team);
 
 /* GB/s of reading `size` bytes (a multiple of 4096), split over the team's threads; the median of five. */
 double probe_bandwidth(struct team *team, const void *data, size_t size);

@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const enum weight_type types[] = {WEIGHT_Q8, WEIGHT_Q4};
-static const int rows_tried[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 33};
+static const int rows_tried[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 31, 33, 40, 100};
 static const struct shape {
     int n, k;
 } shapes[] = {{1, 32}, {15, 64}, {16, 96}, {48, 32}, {64, 64}, {65, 160}, {113, 96}, {128, 32}, {150, 224}};

@@ -1,6 +1,7 @@
 /* The table for processors with tile registers (AMX-TILE, -INT8, -BF16) beside all that the avx512bf16 table needs:
  * products with bf16 weights, and with 8- and 4-bit weights by many rows, run on tiles. bf16 products have bits of
  * their own, and flush subnormal numbers. */
+#define SIMD_AMX /* kernel text that is shared may use tiles */
 #include "tensor/cpu/naive.h"
 #include "tensor/cpu/simd.h"
 #include "tensor/cpu/tables.h"
@@ -14,11 +15,13 @@
 #include "tensor/cpu/kernels_matmul.inc"
 
 #include "tensor/cpu/kernels_amx.inc"
+#include "tensor/cpu/kernels_quant.inc"
+
+#include "tensor/cpu/kernels_amx_quant.inc"
 
 #include "tensor/cpu/kernels_grad.inc"
 #include "tensor/cpu/kernels_pack.inc"
 #include "tensor/cpu/kernels_qkv.inc"
-#include "tensor/cpu/kernels_quant.inc"
 #include "tensor/cpu/kernels_quant_pack.inc"
 #include "tensor/cpu/kernels_tile.inc"
 
