@@ -3,7 +3,8 @@
  * Operations of attention: 4 K per key that a row sees, per head; of its gradient 10 K. Decode and the small ops are
  * given in bytes: the keys and values of every position seen; what an op reads and writes.
  *
- * usage: bench_attention [--threads N] [--table NAME] */
+ * usage: bench_attention [--threads N] [--table NAME] [--only tile|decode|small] */
+#include "base/spread.h"
 #include "tensor/cpu/cpu.h"
 #include "tensor/probe.h"
 
@@ -12,8 +13,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *const kv_names[] = {
+#define X(code, name) name,
+    KV_TYPE_MAP(X)
+#undef X
+};
+
 struct bench {
     struct backend *backend, *scalar;
+    struct team *team; /* of the probes */
     double peak_f32, bandwidth;
 };
 
@@ -64,21 +72,24 @@ struct scene {
     float *q, *out, *dout, *lse, *dq, *dk, *dv;
 };
 
-static struct scene scene_make(struct bench *bench, enum kv_type type, int heads, int kv_heads, int K, int first,
-                               int count) {
-    struct scene s = {.kv = {type, 1, kv_heads, K}, .heads = heads, .first = first, .count = count, .width = heads * K};
+/* KV blocks hold bits that are numbers in every type. */
+static void fill_blocks(const struct kv_geometry *kv, void *memory, int64_t size) {
+    uint16_t *bits = memory;
+    if (kv->type == KV_F32) return;
+    for (int64_t i = 0; i < size / 2; i++) bits[i] = (uint16_t)(0x3f00 + i % 128);
+}
+
+static struct scene scene_make(struct bench *bench, struct kv_geometry kv, int heads, int first, int count) {
+    struct scene s = {.kv = kv, .heads = heads, .first = first, .count = count, .width = heads * kv.head_dim};
     int n_blocks = (first + count + KV_BLOCK - 1) / KV_BLOCK;
     s.blocks_size = (int64_t)kv_block_size(&s.kv) * n_blocks;
     s.blocks_memory = reals(bench, s.blocks_size / 4);
     s.blocks = calloc((size_t)n_blocks, sizeof *s.blocks);
     if (!s.blocks) exit(1);
-    if (type == KV_BF16) { /* any bit pattern that is a number */
-        uint16_t *bits = s.blocks_memory;
-        for (int64_t i = 0; i < s.blocks_size / 2; i++) bits[i] = (uint16_t)(0x3f00 + i % 128);
-    }
+    fill_blocks(&kv, s.blocks_memory, s.blocks_size);
     for (int i = 0; i < n_blocks; i++) s.blocks[i] = (char *)s.blocks_memory + kv_block_size(&s.kv) * (size_t)i;
     s.run = (struct run){0, count, first, 0, s.blocks};
-    s.n_kv = (int64_t)(first + count) * kv_heads * K;
+    s.n_kv = (int64_t)(first + count) * kv.kv_heads * kv.head_dim;
     s.q = reals(bench, count * s.width), s.out = reals(bench, count * s.width), s.dout = reals(bench, count * s.width);
     s.dq = reals(bench, count * s.width), s.lse = reals(bench, count * heads), s.dk = reals(bench, s.n_kv),
     s.dv = reals(bench, s.n_kv);
@@ -115,12 +126,15 @@ static void check(struct bench *bench, struct scene *s) {
 }
 
 static void bench_tile(struct bench *bench, enum kv_type type, int heads, int kv_heads, int K, int first, int count) {
-    struct scene s = scene_make(bench, type, heads, kv_heads, K, first, count);
+    struct scene s = scene_make(bench, (struct kv_geometry){type, 1, kv_heads, K}, heads, first, count);
     if (count < 300) check(bench, &s);
     double seconds = time_op(bench->backend, scene_attention(&s)), gflops = 4e-9 * K * scene_keys(&s) / seconds;
-    printf("attention %-4s H %2d G %2d K %3d, rows %4d after %4d: %8.1f us %7.1f GFLOP/s %5.1f %%\n",
-           type ? "bf16" : "f32", heads, kv_heads, K, count, first, seconds * 1e6, gflops,
-           100 * gflops / bench->peak_f32);
+    printf("attention %-4s H %2d G %2d K %3d, rows %4d after %4d: %8.1f us %7.1f GFLOP/s %5.1f %%\n", kv_names[type],
+           heads, kv_heads, K, count, first, seconds * 1e6, gflops, 100 * gflops / bench->peak_f32);
+    if (type > KV_BF16) { /* no gradients */
+        scene_end(bench, &s);
+        return;
+    }
     struct op grad = {.kind = OP_ATTENTION_GRAD,
                       .attention_grad = {s.q, s.width, s.out, s.dout, s.width, s.lse, s.dq, s.width, s.dk, s.dv, &s.run,
                                          1, s.kv, 0, heads, first + count, 0.125f}};
@@ -130,13 +144,33 @@ static void bench_tile(struct bench *bench, enum kv_type type, int heads, int kv
     scene_end(bench, &s);
 }
 
-static void bench_decode(struct bench *bench, enum kv_type type, int heads, int kv_heads, int K, int context) {
-    struct scene s = scene_make(bench, type, heads, kv_heads, K, context - 1, 1);
+/* A token's attention in every layer of a model, over blocks as a model has them: [layers][G]. Slices alternate with
+ * the probe, which reads the same memory. */
+static void bench_decode(struct bench *bench, struct kv_geometry kv, int heads, int context) {
+    enum { SLICES = 21 };
+    struct scene s = scene_make(bench, kv, heads, context - 1, 1);
+    struct pass pass = {0};
+    double gb[SLICES], share[SLICES],
+        read = (double)s.blocks_size * context / ((context + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK);
     check(bench, &s);
-    double seconds = time_op(bench->backend, scene_attention(&s)), gb = (double)s.blocks_size / seconds * 1e-9;
-    printf("decode    %-4s H %2d G %2d K %3d, context %5d (%6.1f MB): %8.1f us %6.1f GB/s %5.1f %% of DRAM\n",
-           type ? "bf16" : "f32", heads, kv_heads, K, context, (double)s.blocks_size * 1e-6, seconds * 1e6, gb,
-           100 * gb / bench->bandwidth);
+    for (int layer = 0; layer < kv.layers; layer++) {
+        struct op op = scene_attention(&s);
+        op.attention.layer = layer;
+        pass_add(&pass, op);
+    }
+    for (int i = 0; i < SLICES; i++) {
+        double probe = probe_bandwidth(bench->team, s.blocks_memory, (size_t)s.blocks_size / 4096 * 4096);
+        double start = probe_now_s();
+        bench->backend->execute(bench->backend, &pass);
+        gb[i] = read / (probe_now_s() - start) * 1e-9;
+        share[i] = 100 * gb[i] / probe;
+    }
+    struct spread rate = spread_of(gb, SLICES), of = spread_of(share, SLICES);
+    printf("decode    %-4s L %2d H %2d G %2d K %3d, context %5d (%6.1f MB): %6.1f GB/s, %5.1f %% of reading it "
+           "(%.1f..%.1f)\n",
+           kv_names[kv.type], kv.layers, heads, kv.kv_heads, kv.head_dim, context, read * 1e-6, rate.median, of.median,
+           of.low, of.high);
+    pass_free(&pass);
     scene_end(bench, &s);
 }
 
@@ -148,7 +182,7 @@ static void report(struct bench *bench, const char *name, struct op op, double b
 /* The small ops on the shape of a training sequence: rows 256, D 256, F 704, V 4096, H 4. */
 static void bench_small(struct bench *bench) {
     enum { B = 256, D = 256, F = 704, V = 4096, H = 4, K = D / H };
-    struct scene s = scene_make(bench, KV_F32, H, H, K, 0, B);
+    struct scene s = scene_make(bench, (struct kv_geometry){KV_F32, 1, H, K}, H, 0, B);
     float *x = reals(bench, B * V), *y = reals(bench, B * V), *z = reals(bench, B * V), *w = reals(bench, V),
           *r = reals(bench, B * 16);
     float *m = reals(bench, B * V), *v = reals(bench, B * V), *p = reals(bench, B * V), *dw = reals(bench, V);
@@ -184,43 +218,53 @@ static void bench_small(struct bench *bench) {
 }
 
 static void probe(struct bench *bench, looplm_error *err) {
-    struct team *team;
     size_t size = (size_t)512 << 20;
-    if (team_open(&team, bench->backend->threads, err)) exit(1);
+    if (team_open(&bench->team, bench->backend->threads, err)) exit(1);
     float *data = reals(bench, (int64_t)size / 4);
-    bench->peak_f32 = probe_peak_f32(team);
-    bench->bandwidth = probe_bandwidth(team, data, size);
+    bench->peak_f32 = probe_peak_f32(bench->team);
+    bench->bandwidth = probe_bandwidth(bench->team, data, size);
     give_back(bench, data, (int64_t)size / 4);
-    team_close(team);
     printf("table %s, %d threads: peak %.0f GFLOP/s f32, memory %.1f GB/s\n", bench->backend->table,
            bench->backend->threads, bench->peak_f32, bench->bandwidth);
+}
+
+static void bench_tiles(struct bench *bench) {
+    bench_tile(bench, KV_F32, 4, 4, 64, 0, 256);
+    bench_tile(bench, KV_BF16, 4, 4, 64, 0, 256);
+    bench_tile(bench, KV_F32, 8, 2, 64, 0, 256);
+    bench_tile(bench, KV_F32, 16, 16, 128, 0, 512);
+    bench_tile(bench, KV_BF16, 16, 16, 128, 1536, 512);
+    bench_tile(bench, KV_Q8, 16, 16, 128, 1536, 512);
+}
+
+/* Ouro-1.4B's shape, and one with a quarter of the kv heads. */
+static void bench_decodes(struct bench *bench) {
+    for (int context = 64; context <= 4096; context *= 8)
+        for (int type = KV_F32; type <= KV_Q8; type++)
+            bench_decode(bench, (struct kv_geometry){(enum kv_type)type, 24, 16, 128}, 16, context);
+    for (int type = KV_F32; type <= KV_Q8; type++)
+        bench_decode(bench, (struct kv_geometry){(enum kv_type)type, 24, 4, 128}, 16, 4096);
 }
 
 int main(int argc, char **argv) {
     struct bench bench = {0};
     looplm_error err = {0};
-    const char *table = NULL;
+    const char *table = NULL, *only = NULL;
     int threads = 0;
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--threads")) threads = atoi(argv[i + 1]);
         if (!strcmp(argv[i], "--table")) table = argv[i + 1];
+        if (!strcmp(argv[i], "--only")) only = argv[i + 1];
     }
     if (cpu_open(&bench.backend, threads, table, &err) || cpu_open(&bench.scalar, 1, "scalar", &err)) {
         fprintf(stderr, "bench_attention: %s\n", err.message);
         return 1;
     }
     probe(&bench, &err);
-    bench_tile(&bench, KV_F32, 4, 4, 64, 0, 256);
-    bench_tile(&bench, KV_BF16, 4, 4, 64, 0, 256);
-    bench_tile(&bench, KV_F32, 8, 2, 64, 0, 256);
-    bench_tile(&bench, KV_F32, 16, 16, 128, 0, 512);
-    bench_tile(&bench, KV_BF16, 16, 16, 128, 1536, 512);
-    for (int context = 128; context <= 8192; context *= 8) {
-        bench_decode(&bench, KV_BF16, 16, 16, 128, context);
-        bench_decode(&bench, KV_F32, 16, 16, 128, context);
-    }
-    bench_decode(&bench, KV_BF16, 32, 8, 128, 8192);
-    bench_small(&bench);
+    if (!only || !strcmp(only, "tile")) bench_tiles(&bench);
+    if (!only || !strcmp(only, "decode")) bench_decodes(&bench);
+    if (!only || !strcmp(only, "small")) bench_small(&bench);
+    team_close(bench.team);
     bench.backend->close(bench.backend);
     bench.scalar->close(bench.scalar);
     return 0;

@@ -199,7 +199,8 @@ static void show_shares(struct bench *b) {
 }
 
 static double peak_of(const struct bench *b, struct team *team) {
-    return probe_peak_products(team, b->backend->table, b->type);
+    double peak = b->type == WEIGHT_BF16 ? probe_peak_bf16(team) : 0;
+    return peak > 0 ? peak : probe_peak_f32(team);
 }
 
 struct samples {

@@ -17,7 +17,7 @@
       "[R,n]; all f32")                                                                                               \
     X(INT, loops, "loops", 0, 0, 0, 64, "N", "run N loops; 0 means the model's own number")                           \
     X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")              \
-    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")             \
+    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16|q8", "the type of keys and values in the cache")          \
     X(TEXT, kernels, "kernels", 0, NULL, "NAME", "kernel table (default: the best that this processor supports)")     \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")
 OPTIONS_DEFINE(forward_options, FORWARD_OPTIONS)
@@ -50,8 +50,7 @@ static int forward(const struct forward_options *o, const int32_t *ids, int32_t 
     looplm_model_options options = {.weights = types[o->weights], .kernels = o->kernels, .threads = (int)o->threads};
     int status = looplm_model_open(&model, o->model, &options, err);
     if (status) return status;
-    enum kv_type kv_type =
-        o->kv_type == 2 || (o->kv_type == 0 && model->model->weight_type != WEIGHT_F32) ? KV_BF16 : KV_F32;
+    enum kv_type kv_type = o->kv_type ? (enum kv_type)(o->kv_type - 1) : kv_type_default(model->model->weight_type);
     struct study study;
     status = study_run(&study, model->model, ids, n, (int32_t)o->loops, kv_type, err);
     if (!status) {

@@ -76,8 +76,9 @@ static int inspect_open(struct inspection *in, const char *path, looplm_error *e
 }
 
 /* Keys and values of one position in every plane. */
-static int64_t kv_bytes(const struct model_config *c, int64_t element) {
-    return 2 * element * c->layers * c->loops * c->kv_heads * c->head_dim;
+static int64_t kv_bytes(const struct model_config *c, enum kv_type type) {
+    struct kv_geometry g = {type, c->layers, c->kv_heads, c->head_dim};
+    return (int64_t)kv_block_size(&g) / KV_BLOCK * c->loops;
 }
 
 /* ---- for people ------------------------------------------------------------------------------------------------- */
@@ -172,8 +173,8 @@ static void print_text(const struct inspection *in, bool tensors) {
     print_exit(c);
     printf("parameters         %" PRId64 " in %d tensors\n", in->source.table.parameters, in->source.table.count);
     print_weights(in);
-    printf("KV per token       %.4g KiB in bf16, %.4g KiB in f32\n", (double)kv_bytes(c, 2) / 1024,
-           (double)kv_bytes(c, 4) / 1024);
+    printf("KV per token       %.4g KiB in q8, %.4g KiB in bf16, %.4g KiB in f32\n", (double)kv_bytes(c, KV_Q8) / 1024,
+           (double)kv_bytes(c, KV_BF16) / 1024, (double)kv_bytes(c, KV_F32) / 1024);
     printf("tokenizer          %s\n", in->tokenizer ? in->tokenizer : "none here");
     if (tensors) print_tensors(in);
 }
@@ -223,12 +224,12 @@ static json_t *facts_json(const struct model_config *c) {
 static json_t *inspection_json(const struct inspection *in, bool tensors) {
     const struct model_config *c = &in->source.config;
     json_t *root = facts_json(c);
-    json_t *more =
-        json_pack("{s:i, s:i, s:o, s:{s:b, s:f}, s:I, s:i, s:o, s:{s:I, s:I}, s:s?}", "bos_id", (int)c->bos_id,
-                  "pad_id", (int)c->pad_id, "eos_ids", ids_json(c), "exit", "gate", (int)c->exit_gate, "threshold",
-                  c->exit_threshold, "parameters", (json_int_t)in->source.table.parameters, "tensor_count",
-                  (int)in->source.table.count, "weights", weights_json(in), "kv_bytes_per_token", "bf16",
-                  (json_int_t)kv_bytes(c, 2), "f32", (json_int_t)kv_bytes(c, 4), "tokenizer", in->tokenizer);
+    json_t *more = json_pack(
+        "{s:i, s:i, s:o, s:{s:b, s:f}, s:I, s:i, s:o, s:{s:I, s:I, s:I}, s:s?}", "bos_id", (int)c->bos_id, "pad_id",
+        (int)c->pad_id, "eos_ids", ids_json(c), "exit", "gate", (int)c->exit_gate, "threshold", c->exit_threshold,
+        "parameters", (json_int_t)in->source.table.parameters, "tensor_count", (int)in->source.table.count, "weights",
+        weights_json(in), "kv_bytes_per_token", "bf16", (json_int_t)kv_bytes(c, KV_BF16), "f32",
+        (json_int_t)kv_bytes(c, KV_F32), "q8", (json_int_t)kv_bytes(c, KV_Q8), "tokenizer", in->tokenizer);
     if (root && more) json_object_update(root, more);
     json_decref(more);
     if (root && tensors) json_object_set_new(root, "tensors", tensors_json(in));

@@ -14,7 +14,7 @@
       "what fills the deeper KV planes of a token that left early")                                                    \
     X(CHOICE, speculate, "speculate", 0, "off", "off|wavefront",                                                       \
       "rows still on their way propose the next token, which follows them one loop behind; the output is the same")    \
-    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16", "the type of keys and values in the cache")              \
+    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16|q8", "the type of keys and values in the cache")           \
     X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")               \
     X(CHOICE, device, "device", 0, "auto", "auto|cpu", "where to compute")                                             \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                               \

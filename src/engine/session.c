@@ -64,10 +64,14 @@ static int parse_policy(const char *name, enum kv_policy *policy, looplm_error *
 }
 
 static int parse_kv_type(const char *name, enum weight_type weights, enum kv_type *type, looplm_error *err) {
-    static const char *const names[] = {"f32", "bf16", "auto"};
+    static const char *const names[] = {"auto",
+#define X(code, text) text,
+                                        KV_TYPE_MAP(X)
+#undef X
+    };
     int index = 0;
-    int status = parse_name("KV type", name, names, 3, &index, err);
-    if (!status) *type = index == 1 || (index == 2 && weights != WEIGHT_F32) ? KV_BF16 : KV_F32;
+    int status = parse_name("KV type", name, names, sizeof names / sizeof *names, &index, err);
+    if (!status) *type = index ? (enum kv_type)(index - 1) : kv_type_default(weights);
     return status;
 }
 

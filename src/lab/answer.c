@@ -106,7 +106,7 @@ static int begin(struct asking *a, struct lane *lane, looplm_error *err) {
     *lane = (struct lane){.item = item, .outcome = &a->outcomes[a->next]};
     *lane->outcome = (struct lab_outcome){.id = -1};
     struct sequence_options options = {.rule = a->ask->rule,
-                                       .policy = KV_POLICY_LAST_EXITED,
+                                       .policy = a->ask->kv,
                                        .capacity = a->capacity,
                                        .sampler = {.top_p = 1, .repetition_penalty = 1},
                                        .on_prediction = take_prediction,
@@ -149,7 +149,7 @@ static int open_engine(struct asking *a, looplm_error *err) {
                                      .kv_positions = (int64_t)parallel * (a->capacity + KV_BLOCK),
                                      .planes =
                                          a->ask->rule.kind == EXIT_LOOPS ? a->ask->rule.loops : model->config.loops,
-                                     .kv_type = model->weight_type == WEIGHT_F32 ? KV_F32 : KV_BF16};
+                                     .kv_type = a->ask->kv_type};
     return engine_open(&a->engine, a->model->model, &options, err);
 }
 

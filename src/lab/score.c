@@ -113,7 +113,11 @@ static struct lab_run *add_run(struct lab_score *s, const struct exit_rule *rule
 
 static int measure(struct scoring *c, struct lab_run *run, struct lab_outcome *outcomes, looplm_error *err) {
     struct lab_score *s = c->score;
-    struct lab_ask ask = {.rule = run->rule, .parallel = c->options->parallel, .adaptive_prompt = run->adaptive_prompt};
+    struct lab_ask ask = {.rule = run->rule,
+                          .parallel = c->options->parallel,
+                          .adaptive_prompt = run->adaptive_prompt,
+                          .kv = c->options->kv,
+                          .kv_type = c->options->kv_type};
     run->measured = true;
     return lab_answer(c->model, &ask, s->tested, s->n_tested, outcomes, &run->cost, err);
 }

@@ -10,6 +10,7 @@
 #include "engine/api.h"
 #include "lab/lab.h"
 #include "model/exit.h"
+#include "model/kv.h"
 
 #define LAB_PARALLEL_MAX 256
 #define LAB_RUNS_MAX 128
@@ -31,6 +32,8 @@ struct lab_ask {
     struct exit_rule rule;
     int32_t parallel;     /* sequences at once; at most LAB_PARALLEL_MAX */
     bool adaptive_prompt; /* prompt tokens may leave early too */
+    enum kv_policy kv;
+    enum kv_type kv_type;
 };
 
 struct lab_cost {
@@ -51,7 +54,9 @@ struct lab_score_options {
     int32_t context;  /* solved problems before each */
     int32_t parallel;
     uint64_t seed;
-    bool adaptive_prompt;          /* for the rules asked for */
+    bool adaptive_prompt; /* for the rules asked for */
+    enum kv_policy kv;
+    enum kv_type kv_type;
     const struct exit_rule *rules; /* asked for, beside each number of loops, full depth and the sweep of q */
     int n_rules;
 };

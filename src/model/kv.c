@@ -97,7 +97,8 @@ static void block_zero_from(const struct kv_geometry *g, unsigned char *block, i
         memset(block, 0, kv_block_size(g));
         return;
     }
-    size_t half = kv_half_size(g), element = half / (size_t)(KV_BLOCK * g->head_dim);
+    size_t half = kv_half_size(g), element = kv_element_size(g->type);
+    size_t scales = KV_BLOCK * (size_t)g->head_dim + sizeof(uint16_t) * (size_t)slot; /* q8 */
     for (int32_t layer = 0; layer < g->layers; layer++) {
         for (int32_t head = 0; head < g->kv_heads; head++) {
             unsigned char *keys = block + kv_offset(g, layer, head);
@@ -107,6 +108,9 @@ static void block_zero_from(const struct kv_geometry *g, unsigned char *block, i
             }
             size_t row = element * (size_t)g->head_dim;
             memset(keys + half + row * (size_t)slot, 0, row * (size_t)(KV_BLOCK - slot));
+            if (g->type != KV_Q8) continue;
+            memset(keys + scales, 0, sizeof(uint16_t) * (size_t)(KV_BLOCK - slot));
+            memset(keys + half + scales, 0, sizeof(uint16_t) * (size_t)(KV_BLOCK - slot));
         }
     }
 }

@@ -21,6 +21,11 @@ enum kv_policy {
 #undef X
 };
 
+/* What `auto` means. */
+static inline enum kv_type kv_type_default(enum weight_type weights) {
+    return weights == WEIGHT_F32 ? KV_F32 : KV_BF16;
+}
+
 struct kv_sequence {
     struct kv_pool *pool; /* borrowed */
     enum kv_policy policy;

@@ -68,13 +68,18 @@ enum kv_type {
 };
 
 /* One block holds KV_BLOCK positions of one loop: [layers][G]{ keys, values }. Keys: KV_BLOCK / LANES panels of
- * [K][LANES]; values: [KV_BLOCK][K]. (In the double build f32 means double.) */
+ * [K][LANES]; values: [KV_BLOCK][K]. (In the double build f32 means double.) q8: an element is a signed byte,
+ * -127..127, times the scale of its position; the scales [KV_BLOCK], in bf16, lie behind the keys' bytes, and behind
+ * the values'. How a key or value becomes bytes and a scale is said in quant.h. */
 struct kv_geometry {
     enum kv_type type;
     int32_t layers, kv_heads, head_dim;
 };
-size_t
-kv_half_size(const struct kv_geometry *g); /* bytes of the keys, or the values, of one (layer, kv head) in a block */
+static inline size_t kv_element_size(enum kv_type type) {
+    return type == KV_F32 ? sizeof(real) : type == KV_BF16 ? sizeof(uint16_t) : sizeof(int8_t);
+}
+/* Bytes of the keys, or the values, of one (layer, kv head) in a block, scales included. */
+size_t kv_half_size(const struct kv_geometry *g);
 size_t kv_block_size(const struct kv_geometry *g); /* bytes of a block */
 /* Bytes from the start of a block to the keys of (layer, kv head); the values follow kv_half_size() later. */
 size_t kv_offset(const struct kv_geometry *g, int layer, int kv_head);
@@ -155,11 +160,12 @@ struct op_qkv {
 };
 
 /* out[b, h] = softmax(scale q[b,h] . keys) values over positions 0 .. p(b). Scores: one accumulator over K in order per
- * key, then one product with scale. Per absolute chunk of KV_CHUNK keys: maximum m, then exp(s - m), their sum s (LANES
- * partial sums by key index within the chunk), and o[d] = one accumulator over the keys in order; chunks are combined
- * in order: m' = max(m, mc), o = o * exp(m - m') + oc * exp(mc - m') (product, then fused multiply-add), sums likewise;
- * out = o / sum. A single chunk is taken as it is. Keys after p must not be read as values, whatever they hold. lse
- * (may be NULL) keeps m + log(sum) [rows, H]. */
+ * key, then one product with scale, and with q8 one more with the key's scale; bytes enter as the numbers they are, and
+ * the weight of a value is its exp times its scale (the sum is of the exps alone). Per absolute chunk of KV_CHUNK keys:
+ * maximum m, then exp(s - m), their sum s (LANES partial sums by key index within the chunk), and o[d] = one
+ * accumulator over the keys in order; chunks are combined in order: m' = max(m, mc), o = o * exp(m - m') + oc * exp(mc
+ * - m') (product, then fused multiply-add), sums likewise; out = o / sum. A single chunk is taken as it is. Keys after
+ * p must not be read as values, whatever they hold. lse (may be NULL) keeps m + log(sum) [rows, H]. */
 struct op_attention {
     const real *q;
     int64_t ldq;
@@ -278,9 +284,10 @@ struct op_matmul_dw {
     int32_t rows, n, k;
 };
 
-/* For one sequence at one loop (all runs share its block table; every row of its pass is here): dq[b], and per position
- * s in [0, positions) dk[s], dv[s] [G K] with respect to the rounded keys and values of the table (zeroed first,
- * positions nobody attends to stay zero). delta = dout . out per row and head; p = exp(scale q.k - lse). */
+/* KV in f32 or bf16. For one sequence at one loop (all runs share its block table; every row of its pass is here):
+ * dq[b], and per position s in [0, positions) dk[s], dv[s] [G K] with respect to the rounded keys and values of the
+ * table (zeroed first, positions nobody attends to stay zero). delta = dout . out per row and head; p = exp(scale q.k -
+ * lse). */
 struct op_attention_grad {
     const real *q;
     int64_t ldq;

@@ -50,9 +50,8 @@ size_t weight_size(enum weight_type type, int64_t n, int64_t k) {
 }
 
 size_t kv_half_size(const struct kv_geometry *g) {
-    CHECK_LE(g->type, KV_BF16); /* q8 has no layout yet */
-    size_t element = g->type == KV_BF16 ? sizeof(uint16_t) : sizeof(real);
-    return (size_t)KV_BLOCK * (size_t)g->head_dim * element;
+    size_t scales = g->type == KV_Q8 ? KV_BLOCK * sizeof(uint16_t) : 0;
+    return KV_BLOCK * (size_t)g->head_dim * kv_element_size(g->type) + scales;
 }
 
 size_t kv_block_size(const struct kv_geometry *g) {

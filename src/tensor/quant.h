@@ -1,4 +1,5 @@
-/* The 8- and 4-bit formats, one group at a time: what a group of weights becomes, and a group of a product's inputs.
+/* The 8- and 4-bit formats, one group at a time: what a group of weights becomes, a group of a product's inputs, and a
+ * key or value.
  * This is the definition; vector kernels (cpu/kernels_quant.inc) do the same operations lane by lane, with the same
  * bits.
  *
@@ -8,6 +9,8 @@
  * magnitude to about -8, and its size is searched for the least squared error. A panel of w outputs (backend.h) is [k /
  * QUANT_GROUP] blocks, a block w scales, then the integers: q8 [8][w][4] bytes, byte j of step i is element 4i + j; q4
  * [4][w][4] bytes, byte j of step i holds element 8i + j in its low nibble and 8i + 4 + j in the high one.
+ *
+ * Keys and values in q8 are rounded as weights are, one scale for the K elements of a position and head.
  *
  * Inputs of a product are quantised by row and group: q in -127..127, scale amax / 127. The integers of the weights are
  * kept unsigned, since the processors' byte products are unsigned by signed; the offset is taken off the exact integer
@@ -136,6 +139,20 @@ static inline void quant_weight_group(enum weight_type type, const float *x, int
     for (int i = 0; i < QUANT_GROUP; i++) {
         q[i] = (int8_t)(type == WEIGHT_Q8 ? quant_round(x[i], factor, -127, 127) : quant_round(x[i], factor, -8, 7));
     }
+}
+
+/* ---- keys and values -----------------------------------------------------------------------------------------------
+ */
+
+/* One key, or value, of a head becomes bytes -127..127 (quant_round) and one scale, as weights in q8 do. From the bits
+ * of its largest magnitude (larger than every number's for infinity and NaN): the scale, and the factor that takes an
+ * element to its byte. Not finite: the scale is NaN, so that scores and outputs are. */
+static inline void quant_kv_scale(int32_t amax_bits, uint16_t *scale, float *factor) {
+    *scale = 0x7fc0;
+    *factor = 0;
+    if (amax_bits >= 0x7f800000) return;
+    *scale = bf16_from_float(math_from_bits((uint32_t)amax_bits) * (1 / 127.0f));
+    *factor = quant_factor(bf16_to_float(*scale));
 }
 
 /* ---- a group in its panel ------------------------------------------------------------------------------------------

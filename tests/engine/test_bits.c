@@ -157,7 +157,7 @@ static void every_depth_vector(enum kv_type kv_type, enum weight_type weights) {
     struct unit_workspace *ws = NULL;
     looplm_error err = {0};
     struct unit_options unit = {.positions_max = 16};
-    bool trains = weights <= WEIGHT_BF16;
+    bool trains = weights <= WEIGHT_BF16 && kv_type != KV_Q8; /* training keeps keys and values in f32 or bf16 */
     if (trains && unit_open(&ws, tiny.model, &unit, &err)) fail_msg("%s", err.message);
     char *scratch = support_make_directory(), *path = file_join(scratch, "session");
     int distinct = 0;
@@ -209,6 +209,16 @@ static void test_q4(void **state) {
     every_depth_vector(KV_BF16, WEIGHT_Q4);
 }
 
+static void test_f32_kv_q8(void **state) {
+    (void)state;
+    every_depth_vector(KV_Q8, WEIGHT_F32);
+}
+
+static void test_q8_kv_q8(void **state) {
+    (void)state;
+    every_depth_vector(KV_Q8, WEIGHT_Q8);
+}
+
 /* Sixteen sequences with depths of their own share every pass; each must be what it is alone. */
 static void in_batch(struct engine *engine, enum kv_policy policy, struct result results[16]) {
     struct sequence *s[16];
@@ -236,14 +246,14 @@ static void in_batch(struct engine *engine, enum kv_policy policy, struct result
 
 /* Batches on every table with one, two and three threads: with f32, q8 and q4 weights all of them have the same bits.
  */
-static void every_table(enum weight_type weights) {
+static void every_table(enum weight_type weights, enum kv_type kv_type) {
     static struct result first[2][16], here[16];
     bool have_first = false;
     for (const struct cpu_table *const *t = cpu_tables(); *t; t++) {
         for (int threads = 1; threads <= 3 && (*t)->supported(); threads++) {
             struct tiny tiny;
             tiny_open(&tiny, R, weights, (*t)->name, threads);
-            struct engine *engine = engine_of(&tiny, 64, 17, KV_F32);
+            struct engine *engine = engine_of(&tiny, 64, 17, kv_type);
             for (int policy = KV_POLICY_LAST_EXITED; policy <= KV_POLICY_FULL; policy++) {
                 memset(here, 0, sizeof here);
                 in_batch(engine, (enum kv_policy)policy, here);
@@ -260,14 +270,18 @@ static void every_table(enum weight_type weights) {
 
 static void test_batch_threads_tables(void **state) {
     (void)state;
-    every_table(WEIGHT_F32);
-    every_table(WEIGHT_Q8);
-    every_table(WEIGHT_Q4);
+    every_table(WEIGHT_F32, KV_F32);
+    every_table(WEIGHT_Q8, KV_Q8);
+    every_table(WEIGHT_Q4, KV_BF16);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16),
-                                       cmocka_unit_test(test_q8), cmocka_unit_test(test_q4),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32),
+                                       cmocka_unit_test(test_bf16),
+                                       cmocka_unit_test(test_q8),
+                                       cmocka_unit_test(test_q4),
+                                       cmocka_unit_test(test_f32_kv_q8),
+                                       cmocka_unit_test(test_q8_kv_q8),
                                        cmocka_unit_test(test_batch_threads_tables)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

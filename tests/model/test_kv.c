@@ -140,6 +140,33 @@ static void test_truncate(void **state) {
     kv_pool_free(&pool);
 }
 
+/* In q8 the scales beyond are zeroed too: a poisoned one would be a NaN. */
+static void test_truncate_q8(void **state) {
+    (void)state;
+    enum { K = 16, HALF = 64 * K + 64 * 2 };
+    struct kv_pool pool;
+    struct kv_sequence s;
+    assert_int_equal(kv_pool_init(&pool, backend, (struct kv_geometry){KV_Q8, 2, 2, K}, 1, NULL), 0);
+    assert_int_equal(pool.block_size, 2 * 2 * 2 * HALF);
+    assert_int_equal(kv_sequence_init(&s, &pool, KV_POLICY_LAST_EXITED, 1, 64, NULL), 0);
+    assert_true(kv_reserve(&s, 64));
+    const unsigned char *block = memset(kv_table(&s, 0)[0], 0xff, pool.block_size);
+    kv_enter(&s, 0, 0, 40);
+    kv_truncate(&s, 21);
+    for (int half = 0; half < 8; half++) {
+        const unsigned char *bytes = block + half * HALF, *scales = bytes + 64 * K;
+        for (int slot = 0; slot < 64; slot++) {
+            unsigned char want = slot < 21 ? 0xff : 0;
+            assert_int_equal(scales[2 * slot], want);
+            assert_int_equal(scales[2 * slot + 1], want);
+            for (int d = 0; d < K; d++)
+                assert_int_equal(half % 2 ? bytes[slot * K + d] : bytes[(slot / 16 * K + d) * 16 + slot % 16], want);
+        }
+    }
+    kv_sequence_free(&s);
+    kv_pool_free(&pool);
+}
+
 static void test_drop(void **state) {
     (void)state;
     struct kv_pool pool;
@@ -259,8 +286,9 @@ static void test_beyond_2_31(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),   cmocka_unit_test(test_invariants),
-                                       cmocka_unit_test(test_truncate), cmocka_unit_test(test_drop),
-                                       cmocka_unit_test(test_fork),     cmocka_unit_test(test_beyond_2_31)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),     cmocka_unit_test(test_invariants),
+                                       cmocka_unit_test(test_truncate),   cmocka_unit_test(test_truncate_q8),
+                                       cmocka_unit_test(test_drop),       cmocka_unit_test(test_fork),
+                                       cmocka_unit_test(test_beyond_2_31)};
     return cmocka_run_group_tests(tests, open_backend, close_backend);
 }

@@ -3,6 +3,7 @@
 #include "support/support.h"
 #include "tensor/convert.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,38 +73,77 @@ void kv_cache_poison(struct kv_cache *cache) {
     memset(cache->memory, 0xff, cache->size);
 }
 
-/* Where the element is in its block: keys in panels of LANES positions with the head dimension running, values by row.
- */
-static void *kv_cache_at(const struct kv_cache *cache, bool value, int position, int layer, int head, int d) {
+/* The keys, or the values, of a head in the block of a position: in q8 the bytes and behind them the scales. */
+static char *kv_cache_half(const struct kv_cache *cache, bool value, int position, int layer, int head) {
     const struct kv_geometry *g = &cache->geometry;
-    size_t size = g->type == KV_F32 ? sizeof(real) : sizeof(uint16_t), K = (size_t)g->head_dim;
-    size_t half = KV_BLOCK * K * size, slot = (size_t)position % KV_BLOCK, element = slot * K + (size_t)d;
-    if (!value) element = (slot / LANES * K + (size_t)d) * LANES + slot % LANES;
+    const size_t sizes[] = {sizeof(real), sizeof(uint16_t), 1}, scales[] = {0, 0, KV_BLOCK * sizeof(uint16_t)};
+    size_t half = KV_BLOCK * (size_t)g->head_dim * sizes[g->type] + scales[g->type];
     size_t plane = (size_t)layer * (size_t)g->kv_heads + (size_t)head;
-    return (char *)cache->blocks[position / KV_BLOCK] + (plane * 2 + (value ? 1 : 0)) * half + element * size;
+    return (char *)cache->blocks[position / KV_BLOCK] + (plane * 2 + (value ? 1 : 0)) * half;
+}
+
+/* Where the element is there: keys in panels of LANES positions with the head dimension running, values by row. */
+static size_t kv_cache_index(const struct kv_cache *cache, bool value, int position, int d) {
+    size_t K = (size_t)cache->geometry.head_dim, slot = (size_t)position % KV_BLOCK;
+    return value ? slot * K + (size_t)d : (slot / LANES * K + (size_t)d) * LANES + slot % LANES;
+}
+
+static uint16_t *kv_cache_scale(const struct kv_cache *cache, bool value, int position, int layer, int head) {
+    char *half = kv_cache_half(cache, value, position, layer, head);
+    return (uint16_t *)(void *)(half + KV_BLOCK * cache->geometry.head_dim) + position % KV_BLOCK;
 }
 
 real kv_cache_get(const struct kv_cache *cache, bool value, int position, int layer, int head, int d) {
-    const void *at = kv_cache_at(cache, value, position, layer, head, d);
-    return cache->geometry.type == KV_F32 ? *(const real *)at : (real)bf16_to_float(*(const uint16_t *)at);
+    const void *half = kv_cache_half(cache, value, position, layer, head);
+    size_t i = kv_cache_index(cache, value, position, d);
+    switch (cache->geometry.type) {
+    case KV_F32:
+        return ((const real *)half)[i];
+    case KV_BF16:
+        return (real)bf16_to_float(((const uint16_t *)half)[i]);
+    default:
+        return (real)((const int8_t *)half)[i] * bf16_to_float(*kv_cache_scale(cache, value, position, layer, head));
+    }
 }
 
 void kv_cache_set(struct kv_cache *cache, bool value, int position, int layer, int head, int d, real x) {
-    void *at = kv_cache_at(cache, value, position, layer, head, d);
+    void *half = kv_cache_half(cache, value, position, layer, head);
+    size_t i = kv_cache_index(cache, value, position, d);
     if (cache->geometry.type == KV_F32) {
-        *(real *)at = x;
+        ((real *)half)[i] = x;
+    } else if (cache->geometry.type == KV_BF16) {
+        ((uint16_t *)half)[i] = bf16_from_float((float)x);
     } else {
-        *(uint16_t *)at = bf16_from_float((float)x);
+        float scale = bf16_to_float(*kv_cache_scale(cache, value, position, layer, head));
+        ((int8_t *)half)[i] = scale == 0 ? 0 : (int8_t)rintf((float)x / scale);
     }
+}
+
+void kv_cache_set_scale(struct kv_cache *cache, bool value, int position, int layer, int head, float scale) {
+    *kv_cache_scale(cache, value, position, layer, head) = bf16_from_float(scale);
+}
+
+static void fill_bytes(struct kv_cache *cache, uint64_t *seed, bool value, int position, int layer, int head,
+                       real scale) {
+    char *half = kv_cache_half(cache, value, position, layer, head);
+    float size = (float)ops_random(seed, scale / 64);
+    kv_cache_set_scale(cache, value, position, layer, head, ops_random_below(seed, 16) ? fabsf(size) : 0);
+    for (int d = 0; d < cache->geometry.head_dim; d++)
+        half[kv_cache_index(cache, value, position, d)] = (char)(ops_random_below(seed, 256) - 128);
 }
 
 void kv_cache_fill(struct kv_cache *cache, uint64_t *seed, int count, real scale) {
     const struct kv_geometry *g = &cache->geometry;
-    for (int p = 0; p < count; p++)
-        for (int layer = 0; layer < g->layers; layer++)
-            for (int head = 0; head < g->kv_heads; head++)
-                for (int d = 0; d < g->head_dim; d++) {
-                    kv_cache_set(cache, false, p, layer, head, d, ops_random(seed, scale));
-                    kv_cache_set(cache, true, p, layer, head, d, ops_random(seed, scale));
-                }
+    for (int i = 0; i < count * g->layers * g->kv_heads; i++) {
+        int p = i / (g->layers * g->kv_heads), layer = i / g->kv_heads % g->layers, head = i % g->kv_heads;
+        if (g->type == KV_Q8) {
+            fill_bytes(cache, seed, false, p, layer, head, scale);
+            fill_bytes(cache, seed, true, p, layer, head, scale);
+            continue;
+        }
+        for (int d = 0; d < g->head_dim; d++) {
+            kv_cache_set(cache, false, p, layer, head, d, ops_random(seed, scale));
+            kv_cache_set(cache, true, p, layer, head, d, ops_random(seed, scale));
+        }
+    }
 }

@@ -36,11 +36,14 @@ void kv_cache_free(struct kv_cache *cache);
 
 /* Every byte to 0xff, which is a NaN in every type. */
 void kv_cache_poison(struct kv_cache *cache);
-/* Positions 0 .. count-1 of all layers and heads to random keys and values, rounded to the type. */
+/* Positions 0 .. count-1 of all layers and heads to random keys and values, rounded to the type; in q8 bytes of the
+ * whole range, -128 too, and scales of many sizes, 0 too. */
 void kv_cache_fill(struct kv_cache *cache, uint64_t *seed, int count, real scale);
 
 /* Element d of a key, or of a value: an independent reading of the layout that backend.h describes. */
 real kv_cache_get(const struct kv_cache *cache, bool value, int position, int layer, int head, int d);
 void kv_cache_set(struct kv_cache *cache, bool value, int position, int layer, int head, int d, real x);
+/* The scale of a q8 key, or value; kv_cache_set rounds to multiples of it. */
+void kv_cache_set_scale(struct kv_cache *cache, bool value, int position, int layer, int head, float scale);
 
 #endif

@@ -1,5 +1,5 @@
 /* Attention and what surrounds the KV cache: rope_table, qkv, attention, kv_lend and the gradients. Every table and 1,
- * 2, 3 threads against the scalar table (equal bits), for both KV types; the scalar table against plain sums in double;
+ * 2, 3 threads against the scalar table (equal bits), for all KV types; the scalar table against plain sums in double;
  * a row alone against the row in a batch; and caches whose unwritten positions are NaN. */
 #include "support/kernels.h"
 #include "support/support.h"
@@ -85,15 +85,18 @@ static struct op scene_attention(const struct scene *s) {
                                      LAYER, s->shape.heads, (real)(1 / sqrt(s->shape.head_dim))}};
 }
 
-#define FOR_SCENES(seed, s)                                                                                 \
-    for (int i = 0; i < COUNT(shapes) * 2; i += THIN(3))                                                    \
-        for (struct scene s = scene_make(&seed, shapes[i / 2], i % 2 ? KV_BF16 : KV_F32), *once = &s; once; \
+/* Every shape with the first `types` KV types. */
+#define FOR_SCENES(seed, s, types)                                                                                   \
+    for (int i = 0; i < COUNT(shapes) * (types); i += THIN(3) + (THIN(3) > 1 && (types) == 3))                       \
+        for (struct scene s = scene_make(&seed, shapes[i / (types)], (enum kv_type)(i % (types))), *once = &s; once; \
              scene_free(&s), once = NULL)
+#define ALL_TYPES 3
+#define GRADIENT_TYPES 2 /* f32 and bf16 */
 
 static void test_rope_table(void **state) {
     (void)state;
     uint64_t seed = 1;
-    FOR_SCENES(seed, s) {
+    FOR_SCENES(seed, s, ALL_TYPES) {
         int K = s.shape.head_dim;
         float *frequency = ops_alloc((size_t)K / 2 * sizeof *frequency);
         for (int d = 0; d < K / 2; d++) frequency[d] = (float)pow(10000, -2.0 * d / K);
@@ -125,10 +128,11 @@ static void head_exact(const real *x, const real *norm, const real *rope, int K,
 static void test_qkv(void **state) {
     (void)state;
     uint64_t seed = 2;
-    FOR_SCENES(seed, s) {
+    FOR_SCENES(seed, s, ALL_TYPES) {
         int K = s.shape.head_dim, H = s.shape.heads, G = s.shape.kv_heads;
-        double y[HEAD_DIM_MAX], unit = i % 2 ? 1.0 / 256 : 0; /* half a unit of bf16, relative */
-        struct op op = scene_qkv(&s, i / 2 % 2);
+        enum kv_type type = s.cache.geometry.type;
+        double y[HEAD_DIM_MAX], unit = type == KV_BF16 ? 1.0 / 256 : 0; /* half a unit of bf16, relative */
+        struct op op = scene_qkv(&s, i / ALL_TYPES % 2);
         struct output outputs[] = {OUTPUT_REALS(s.q, s.rows * s.ldq),
                                    OUTPUT_REALS(s.rstd, s.rows * (H + G)),
                                    {"cache", s.cache.memory, s.cache.size, true}};
@@ -138,12 +142,15 @@ static void test_qkv(void **state) {
             for (int head = 0; head < H + 2 * G; head++) {
                 const real *x = s.qkv + b * s.ldqkv + head * K, *norm = head < H ? op.qkv.q_norm : op.qkv.k_norm;
                 head_exact(x, norm, s.rope + b * K, K, y);
+                double largest = 0; /* q8: half a step, and half of one more where the rounded scale is too small */
+                for (int d = 0; d < K; d++) largest = fmax(largest, fabs(head < H + G ? y[d] : x[d]));
+                double step = head < H || type != KV_Q8 ? 0 : largest / 127;
                 for (int d = 0; d < K; d++) {
                     double rounding = head < H ? 0 : unit, size = head < H + G ? 20 : fabs(x[d]);
                     double want = head < H + G ? y[d] : x[d];
                     real got = head < H ? s.q[b * s.ldq + head * K + d]
                                         : kv_cache_get(&s.cache, head >= H + G, position, LAYER, (head - H) % G, d);
-                    assert_true(fabs(got - want) <= fabs(want) * rounding + K * FLT_EPSILON * size);
+                    assert_true(fabs(got - want) <= fabs(want) * rounding + 0.76 * step + K * FLT_EPSILON * size);
                 }
             }
         }
@@ -154,7 +161,7 @@ static void test_qkv(void **state) {
 static void test_qkv_in_place(void **state) {
     (void)state;
     uint64_t seed = 3;
-    FOR_SCENES(seed, s) {
+    FOR_SCENES(seed, s, ALL_TYPES) {
         struct op op = scene_qkv(&s, true);
         ops_run("scalar", 1, &op, 1);
         op.qkv.q = s.qkv, op.qkv.ldq = s.ldqkv;
@@ -189,7 +196,7 @@ static double attention_exact(const struct scene *s, int row, int head, double *
 static void test_attention(void **state) {
     (void)state;
     uint64_t seed = 4;
-    FOR_SCENES(seed, s) {
+    FOR_SCENES(seed, s, ALL_TYPES) {
         int K = s.shape.head_dim, H = s.shape.heads;
         double want[HEAD_DIM_MAX];
         struct op op = scene_attention(&s);
@@ -209,18 +216,22 @@ static void test_attention(void **state) {
     }
 }
 
+static void value_ones(struct kv_cache *cache, int position, int g) {
+    if (cache->geometry.type == KV_Q8) kv_cache_set_scale(cache, true, position, LAYER, g, 0.25f);
+    for (int d = 0; d < cache->geometry.head_dim; d++) kv_cache_set(cache, true, position, LAYER, g, d, 1);
+}
+
 /* Scores of thousands, equal scores, and scores that underflow: all finite, and the weights still sum to 1. */
 static void test_attention_extremes(void **state) {
     (void)state;
     uint64_t seed = 5;
     const real scales[] = {0, 300, (real)1e-30};
     for (int e = 0; e < COUNT(scales); e++) {
-        FOR_SCENES(seed, s) {
+        FOR_SCENES(seed, s, ALL_TYPES) {
             int K = s.shape.head_dim, H = s.shape.heads;
             for (int j = 0; j < s.rows * s.ldq; j++) s.q[j] *= scales[e];
             for (int p = 0; p < s.positions; p++)
-                for (int g = 0; g < s.shape.kv_heads; g++)
-                    for (int d = 0; d < K; d++) kv_cache_set(&s.cache, true, p, LAYER, g, d, 1);
+                for (int g = 0; g < s.shape.kv_heads; g++) value_ones(&s.cache, p, g);
             struct op op = scene_attention(&s);
             struct output outputs[] = {OUTPUT_REALS(s.out, s.rows * s.ldout), OUTPUT_REALS(s.lse, s.rows * H)};
             kernels_check("attention of extremes", &op, outputs, 2);
@@ -252,7 +263,7 @@ static void test_attention_one_key(void **state) {
 static void test_attention_row_alone(void **state) {
     (void)state;
     uint64_t seed = 7;
-    FOR_SCENES(seed, s) {
+    FOR_SCENES(seed, s, ALL_TYPES) {
         struct op op = scene_attention(&s);
         size_t n = (size_t)(s.rows * s.ldout);
         for (int t = 0; ops_table(t); t++) {
@@ -273,8 +284,8 @@ static void test_attention_row_alone(void **state) {
 static void test_kv_lend(void **state) {
     (void)state;
     uint64_t seed = 8;
-    for (int i = 0; i < 2; i++) {
-        struct kv_cache cache = kv_cache_make(i ? KV_BF16 : KV_F32, 3, 2, 48, 2 * KV_BLOCK);
+    for (int i = 0; i < ALL_TYPES; i++) {
+        struct kv_cache cache = kv_cache_make((enum kv_type)i, 3, 2, 48, 2 * KV_BLOCK);
         kv_cache_fill(&cache, &seed, 2 * KV_BLOCK, 1);
         struct kv_lend lends[] = {{cache.blocks[0], cache.blocks[1], 0},
                                   {cache.blocks[0], cache.blocks[1], 63},
@@ -283,10 +294,10 @@ static void test_kv_lend(void **state) {
         unsigned char *before = memcpy(ops_alloc(cache.size), cache.memory, cache.size);
         struct output output = {"cache", cache.memory, cache.size, true};
         kernels_check("kv_lend", &op, &output, 1);
-        size_t changed = 0, element = i ? sizeof(uint16_t) : sizeof(real);
+        size_t changed = 0, element = kv_element_size((enum kv_type)i);
         for (size_t b = 0; b < cache.size; b += element)
             changed += memcmp(before + b, (char *)cache.memory + b, element) != 0;
-        assert_true(changed > 0 && changed <= 3 * 3 * 2 * 2 * 48);
+        assert_true(changed > 0 && changed <= 3 * 3 * 2 * 2 * (48 + 2)); /* q8: the scale's two bytes */
         for (int l = 0; l < COUNT(lends); l++) {
             int slot = lends[l].slot, from = lends[l].from == cache.blocks[0] ? slot : slot + KV_BLOCK,
                 to = KV_BLOCK * (from < KV_BLOCK) + slot;
@@ -299,10 +310,51 @@ static void test_kv_lend(void **state) {
     }
 }
 
+/* What q8 makes of rows that are all zero, tiny, huge, not numbers, or just at its rounding's edges. */
+static void test_q8_extremes(void **state) {
+    (void)state;
+    enum { K = 48, ROWS = 14, G = 1 };
+    struct kv_cache cache = kv_cache_make(KV_Q8, 2, G, K, ROWS);
+    struct run run = {0, ROWS, 0, 0, cache.blocks};
+    real *x = ops_alloc(ROWS * 3 * K * sizeof *x), *rope = ops_alloc(ROWS * K * sizeof *rope);
+    real *q = ops_alloc(ROWS * K * sizeof *q), *out = ops_alloc(ROWS * K * sizeof *out), lse[ROWS];
+    uint64_t seed = 12;
+    const real sizes[ROWS] = {0, 1, (real)1e-30, (real)1e-38, (real)1e-45, FLT_MAX, (real)3e38, 127, 1, 1, 1, 1, 1, 1};
+    for (int b = 0; b < ROWS; b++) {
+        for (int d = 0; d < K; d++) rope[b * K + d] = d < K / 2; /* not turned: cosine 1, sine 0 */
+        for (int d = 0; d < 3 * K; d++)
+            x[b * 3 * K + d] = sizes[b] * (real)(ops_random_below(&seed, 2001) / 1000.0 - 1);
+        for (int d = K; d < 3 * K; d += K) x[b * 3 * K + d + 5] = sizes[b];
+    }
+    real *edge = x + 7 * 3 * K + 2 * K; /* scale 1: ties go to even, both ends are reached */
+    for (int d = 0; d < K; d++) edge[d] = (real)(d % 2 ? -127 + d : d + 0.5);
+    edge[5] = -127;
+    x[9 * 3 * K + 2 * K + 3] = NAN, x[10 * 3 * K + 2 * K + 40] = INFINITY, x[11 * 3 * K + K] = -INFINITY;
+    struct op op = {.kind = OP_QKV, .qkv = {x, 3 * K, q, K, rope, NULL, NULL, 0, NULL, &run, 1, cache.geometry, 1, 1}};
+    struct output outputs[] = {{"cache", cache.memory, cache.size, true}};
+    kernels_check("q8 of extremes", &op, outputs, 1);
+    for (int d = 0; d < K; d++) {
+        assert_true(kv_cache_get(&cache, true, 0, 1, 0, d) == 0 && kv_cache_get(&cache, true, 4, 1, 0, d) == 0);
+        assert_true(isfinite(kv_cache_get(&cache, true, 5, 1, 0, d)));
+        assert_true(kv_cache_get(&cache, true, 7, 1, 0, d) == rintf((float)edge[d]));
+        assert_true(isnan(kv_cache_get(&cache, true, 9, 1, 0, d)) && isnan(kv_cache_get(&cache, true, 10, 1, 0, d)));
+        assert_true(isnan(kv_cache_get(&cache, false, 11, 1, 0, d)) &&
+                    isfinite(kv_cache_get(&cache, false, 9, 1, 0, d)));
+    }
+    assert_true(fabs(kv_cache_get(&cache, true, 6, 1, 0, 5) / 3e38 - 1) < 0.005);
+    struct op attention = {.kind = OP_ATTENTION,
+                           .attention = {q, K, out, K, lse, &run, 1, cache.geometry, 1, 1, (real)0.1}};
+    struct output results[] = {OUTPUT_REALS(out, ROWS * K), OUTPUT_REALS(lse, ROWS)};
+    kernels_check("attention of q8 extremes", &attention, results, 2);
+    assert_true(isfinite(out[3 * K]) && isnan(out[9 * K + 1])); /* a value that is not a number is seen */
+    free(x), free(rope), free(q), free(out);
+    kv_cache_free(&cache);
+}
+
 static void test_attention_grad(void **state) {
     (void)state;
     uint64_t seed = 9;
-    FOR_SCENES(seed, s) {
+    FOR_SCENES(seed, s, GRADIENT_TYPES) {
         struct op forward = scene_attention(&s);
         ops_run("scalar", 1, &forward, 1);
         int n_kv = (s.positions + 3) * s.shape.kv_heads * s.shape.head_dim;
@@ -325,7 +377,7 @@ static void test_attention_grad(void **state) {
 static void test_qkv_grad(void **state) {
     (void)state;
     uint64_t seed = 10;
-    FOR_SCENES(seed, s) {
+    FOR_SCENES(seed, s, GRADIENT_TYPES) {
         int K = s.shape.head_dim, H = s.shape.heads, G = s.shape.kv_heads;
         size_t n_kv = (size_t)(s.positions * G * K);
         bool norms = i % 4 < 2;
@@ -381,6 +433,7 @@ int main(void) {
         cmocka_unit_test(test_attention_one_key),
         cmocka_unit_test(test_attention_row_alone),
         cmocka_unit_test(test_kv_lend),
+        cmocka_unit_test(test_q8_extremes),
         cmocka_unit_test(test_attention_grad),
         cmocka_unit_test(test_qkv_grad),
         cmocka_unit_test(test_bits),

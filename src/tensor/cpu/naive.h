@@ -66,19 +66,12 @@ static inline real lanes_dot(const real *a, const real *b, int64_t n) {
 
 /* ---- the KV cache, element by element -------------------------------------------------------------------------- */
 
-/* Element i of an array of the KV type. */
+/* Element i of an array of the KV type; of q8 the byte without its scale. */
 static inline real kv_load(enum kv_type type, const void *array, int64_t i) {
     if (type == KV_F32) return ((const real *)array)[i];
+    if (type == KV_Q8) return ((const int8_t *)array)[i];
     CHECK_EQ(type, KV_BF16);
     return bf16_to_float(((const uint16_t *)array)[i]);
-}
-static inline void kv_store(enum kv_type type, void *array, int64_t i, real x) {
-    if (type == KV_F32) {
-        ((real *)array)[i] = x;
-    } else {
-        CHECK_EQ(type, KV_BF16);
-        ((uint16_t *)array)[i] = bf16_from_float((float)x);
-    }
 }
 
 /* The keys of (layer, kv head) in the block that holds `position`; the values. */
@@ -97,6 +90,15 @@ static inline int64_t kv_key_index(int head_dim, int64_t position, int d) {
 }
 static inline int64_t kv_value_index(int head_dim, int64_t position, int d) {
     return position % KV_BLOCK * head_dim + d;
+}
+
+/* The scales [KV_BLOCK] of q8 keys, or values. */
+static inline uint16_t *kv_scales(const struct kv_geometry *kv, const void *half) {
+    return (uint16_t *)((uintptr_t)half + (size_t)KV_BLOCK * (size_t)kv->head_dim);
+}
+/* What the elements of a key, or value, are multiplied with. */
+static inline real kv_scale(const struct kv_geometry *kv, const void *half, int64_t position) {
+    return kv->type == KV_Q8 ? bf16_to_float(kv_scales(kv, half)[position % KV_BLOCK]) : 1;
 }
 
 /* ---- runs ------------------------------------------------------------------------------------------------------ */

@@ -1,6 +1,7 @@
 /* The scalar table: qkv (norm, rotation, the store into the KV cache), attention, and their gradients. The oracle of
  * the vector tables: each function is the loop that backend.h describes. A masked key is never touched. */
 #include "tensor/cpu/naive.h"
+#include "tensor/quant.h"
 
 /* One head of K: the RMS norm with `weight` (none if NULL), then the rotation of pairs (i, i + K/2). */
 static real norm_and_rotate(const real *x, const real *weight, const real *rope, real eps, int head_dim, real *y) {
@@ -14,6 +15,33 @@ static real norm_and_rotate(const real *x, const real *weight, const real *rope,
         y[half + i] = real_fma(n[half + i], c, n[i] * s);
     }
     return rstd;
+}
+
+/* The scale of x [K], stored, and the factor that takes an element to its byte. */
+static float store_scale(const struct kv_geometry *kv, void *half, int64_t position, const real *x) {
+    int32_t amax_bits = 0;
+    float factor;
+    for (int d = 0; d < kv->head_dim; d++) {
+        int32_t bits = (int32_t)(math_to_bits((float)x[d]) & 0x7fffffffu);
+        if (bits > amax_bits) amax_bits = bits;
+    }
+    quant_kv_scale(amax_bits, &kv_scales(kv, half)[position % KV_BLOCK], &factor);
+    return factor;
+}
+
+/* The key x [K] of a position among the keys `half`, or, with `value`, the value among the values. */
+static void store_head(const struct kv_geometry *kv, void *half, bool value, int64_t position, const real *x) {
+    float factor = kv->type == KV_Q8 ? store_scale(kv, half, position, x) : 0;
+    for (int d = 0; d < kv->head_dim; d++) {
+        int64_t i = value ? kv_value_index(kv->head_dim, position, d) : kv_key_index(kv->head_dim, position, d);
+        if (kv->type == KV_F32) {
+            ((real *)half)[i] = x[d];
+        } else if (kv->type == KV_BF16) {
+            ((uint16_t *)half)[i] = bf16_from_float((float)x[d]);
+        } else {
+            ((int8_t *)half)[i] = (int8_t)quant_round((float)x[d], factor, -127, 127);
+        }
+    }
 }
 
 void naive_qkv(const struct op *op, const struct worker *worker) {
@@ -34,16 +62,12 @@ void naive_qkv(const struct op *op, const struct worker *worker) {
                 rstd = norm_and_rotate(x, norm, rope, o->eps, K, y);
                 if (norm && o->rstd) o->rstd[b * (H + G) + head] = rstd;
             }
-            for (int d = 0; d < K; d++) {
-                if (head < H) {
-                    o->q[b * o->ldq + head * K + d] = y[d];
-                } else if (head < H + G) {
-                    kv_store(kv->type, kv_keys(kv, run->blocks, position, o->layer, head - H),
-                             kv_key_index(K, position, d), y[d]);
-                } else {
-                    kv_store(kv->type, kv_values(kv, run->blocks, position, o->layer, head - H - G),
-                             kv_value_index(K, position, d), x[d]);
-                }
+            if (head < H) {
+                memcpy(o->q + b * o->ldq + head * K, y, (size_t)K * sizeof(real));
+            } else if (head < H + G) {
+                store_head(kv, kv_keys(kv, run->blocks, position, o->layer, head - H), false, position, y);
+            } else {
+                store_head(kv, kv_values(kv, run->blocks, position, o->layer, head - H - G), true, position, x);
             }
         }
     }
@@ -65,6 +89,7 @@ static void naive_scores(const struct op_attention *o, const struct run *run, in
         for (int d = 0; d < kv->head_dim; d++)
             score = real_fma(q[d], kv_load(kv->type, keys, kv_key_index(kv->head_dim, first + j, d)), score);
         scores[j] = score * o->scale;
+        if (kv->type == KV_Q8) scores[j] *= kv_scale(kv, keys, first + j);
     }
 }
 
@@ -85,7 +110,8 @@ static void naive_chunk(const struct op_attention *o, const struct run *run, int
         for (int j = 0; j < n; j++) {
             const void *values = kv_values(kv, run->blocks, first + j, o->layer, g);
             real v = kv_load(kv->type, values, kv_value_index(kv->head_dim, first + j, d));
-            state->out[d] = real_fma(scores[j], v, state->out[d]);
+            real weight = kv->type == KV_Q8 ? scores[j] * kv_scale(kv, values, first + j) : scores[j];
+            state->out[d] = real_fma(weight, v, state->out[d]);
         }
     }
 }
@@ -150,6 +176,7 @@ static void naive_attention_grad_row(const struct op_attention_grad *o, const st
 void naive_attention_grad(const struct op *op, const struct worker *worker) {
     const struct op_attention_grad *o = &op->attention_grad;
     int64_t begin, end, K = o->kv.head_dim, G = o->kv.kv_heads, group = o->heads / G;
+    CHECK_LE(o->kv.type, KV_BF16);
     worker_share(worker, G, 1, &begin, &end);
     for (int64_t g = begin; g < end; g++) {
         for (int64_t s = 0; s < o->positions; s++) {

@@ -133,6 +133,10 @@ SIMD_INLINE v16i v16i_select_nan(v16 a, v16i x, v16i y) {
 SIMD_INLINE v16i v16i_load_u16(const void *p) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
 }
+/* Sixteen signed bytes. */
+SIMD_INLINE v16i v16i_load_s8(const void *p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(p));
+}
 SIMD_INLINE void v16i_store_u16(void *p, v16i x) {
     _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(x));
 }
@@ -318,6 +322,10 @@ SIMD_INLINE v16i v16i_select_nan(v16 n, v16i x, v16i y) {
     __m256i a = _mm256_castps_si256(_mm256_cmp_ps(n.a, n.a, _CMP_UNORD_Q));
     __m256i b = _mm256_castps_si256(_mm256_cmp_ps(n.b, n.b, _CMP_UNORD_Q));
     return SIMD_PAIR(v16i, _mm256_blendv_epi8(y.a, x.a, a), _mm256_blendv_epi8(y.b, x.b, b));
+}
+SIMD_INLINE v16i v16i_load_s8(const void *p) {
+    return SIMD_PAIR(v16i, _mm256_cvtepi8_epi32(_mm_loadl_epi64(p)),
+                     _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const char *)p + 8))));
 }
 SIMD_INLINE v16i v16i_load_u16(const void *p) {
     return SIMD_PAIR(v16i, _mm256_cvtepu16_epi32(_mm_loadu_si128(p)),
