@@ -7,6 +7,7 @@
  *
  * The default shape is the one that peers were measured on: d 256, 4 heads, 4 layers x 4 loops, ffn 704, 256 tokens x
  * 8, vocabulary 4096, loss on every loop. The larger one of the log: --hidden 512 --heads 8 --layers 6 --ffn 1408.
+ * The peak is that of the instructions that the table's products use: f32, BF16, or tile registers.
  * Operations counted: 6 per weight and token of every product (head included, each loop), attention three times its
  * causal forward. */
 #include "base/random.h"
@@ -19,16 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #define PROFILE_UNITS 3
-
-/* Of the calling thread: what other processes take is not counted. */
-static double thread_now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* A backend that executes the ops of a pass one by one on another and adds up the time of each kind. */
 struct timed {
@@ -47,9 +40,9 @@ static void timed_execute(struct backend *backend, const struct pass *pass) {
     }
     for (int32_t i = 0; i < pass->count; i++) {
         struct pass one = {.ops = pass->ops + i, .count = 1};
-        double start = thread_now_s();
+        double start = probe_clock_s(1);
         t->inner->execute(t->inner, &one);
-        t->seconds[pass->ops[i].kind] += thread_now_s() - start;
+        t->seconds[pass->ops[i].kind] += probe_clock_s(1) - start;
         t->count[pass->ops[i].kind]++;
     }
 }
@@ -179,10 +172,10 @@ static void show_shares(struct bench *b) {
     struct unit_result result;
     double sum = 0, whole = 0;
     for (int i = 0; i <= PROFILE_UNITS; i++) {
-        double start = thread_now_s();
+        double start = probe_clock_s(1);
         timed.on = i > 0; /* the first touches all memory */
         unit_gradient(ws, &input, &objective, gradient, &result);
-        if (i) whole += thread_now_s() - start;
+        if (i) whole += probe_clock_s(1) - start;
     }
     for (int k = 0; k < OP_COUNT; k++) sum += timed.seconds[k];
     printf("\n%-20s %8s %10s %7s   (one sequence on one thread: %.1f ms, of which outside ops %.1f)\n", "op", "count",
@@ -199,7 +192,9 @@ static void show_shares(struct bench *b) {
 }
 
 static double peak_of(const struct bench *b, struct team *team) {
-    double peak = b->type == WEIGHT_BF16 ? probe_peak_bf16(team) : 0;
+    double peak = 0;
+    if (b->type == WEIGHT_BF16 && strstr(b->backend->table, "amx")) peak = probe_peak_tiles_bf16(team);
+    if (b->type == WEIGHT_BF16 && peak <= 0) peak = probe_peak_bf16(team);
     return peak > 0 ? peak : probe_peak_f32(team);
 }
 
