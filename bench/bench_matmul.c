@@ -11,7 +11,7 @@
 
 struct bench {
     struct backend *backend, *scalar;
-    double peak_f32, peak_bf16, peak_int8, peak_tiles, bandwidth;
+    double peak_f32, peak_bf16, peak_int8, peak_products, bandwidth; /* peak_products: bf16, on the table */
     const char *only;
 };
 
@@ -101,11 +101,7 @@ static void bench_product(struct bench *bench, enum weight_type type, int rows, 
     float *x = reals(bench, (int64_t)rows * k), *y = reals(bench, (int64_t)rows * n);
     double s = time_op(bench->backend, (struct op){.kind = OP_MATMUL, .matmul = {x, k, &w, y, n, rows, false}});
     double gflops = 2.0 * rows * n * k / s / 1e9, gbs = (double)weight_size(type, n, k) / s / 1e9;
-    const bool tiles = strstr(bench->backend->table, "amx"), pairs = strstr(bench->backend->table, "bf16");
-    double peak = type != WEIGHT_BF16 ? bench->peak_f32
-                  : tiles             ? bench->peak_tiles
-                  : pairs             ? bench->peak_bf16
-                                      : bench->peak_f32;
+    double peak = type == WEIGHT_BF16 ? bench->peak_products : bench->peak_f32;
     if (type > WEIGHT_BF16 && bench->peak_int8 > 0) peak = bench->peak_int8;
     printf("%-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak  %6.2f GB/s", weight_names[type], rows,
            n, k, s * 1e6, gflops, 100 * gflops / peak, gbs);
@@ -148,7 +144,7 @@ static void bench_dw(struct bench *bench) {
               *dw = reals(bench, (int64_t)n * k);
         struct op op = {.kind = OP_MATMUL_DW, .matmul_dw = {type, dy, n, x, k, dw, rows, n, k}};
         double t = time_op(bench->backend, op), gflops = 2.0 * rows * n * k / t / 1e9;
-        double peak = s % 2 && strstr(bench->backend->table, "bf16") ? bench->peak_bf16 : bench->peak_f32;
+        double peak = s % 2 ? bench->peak_products : bench->peak_f32;
         printf("dw   %-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak\n", weight_names[type], rows,
                n, k, t * 1e6, gflops, 100 * gflops / peak);
         fflush(stdout);
@@ -205,14 +201,14 @@ static void probe(struct bench *bench, int threads) {
     bench->peak_f32 = probe_peak_f32(team);
     bench->peak_bf16 = probe_peak_bf16(team);
     bench->peak_int8 = probe_peak_int8(team);
-    bench->peak_tiles = probe_peak_tiles_bf16(team);
-    const double tiles_int8 = probe_peak_tiles_int8(team);
+    bench->peak_products = probe_peak_products(team, bench->backend->table, WEIGHT_BF16);
+    const double tiles_bf16 = probe_peak_tiles_bf16(team), tiles_int8 = probe_peak_tiles_int8(team);
     give_back(bench, data, size);
     team_close(team);
     printf("table %s, %d threads: peak %.1f GFLOP/s f32, %.1f bf16, %.1f int8; tiles %.1f bf16, %.1f int8; bandwidth "
            "%.2f GB/s\n",
            bench->backend->table, bench->backend->threads, bench->peak_f32, bench->peak_bf16, bench->peak_int8,
-           bench->peak_tiles, tiles_int8, bench->bandwidth);
+           tiles_bf16, tiles_int8, bench->bandwidth);
 }
 
 int main(int argc, char **argv) {

@@ -192,10 +192,7 @@ static void show_shares(struct bench *b) {
 }
 
 static double peak_of(const struct bench *b, struct team *team) {
-    double peak = 0;
-    if (b->type == WEIGHT_BF16 && strstr(b->backend->table, "amx")) peak = probe_peak_tiles_bf16(team);
-    if (b->type == WEIGHT_BF16 && peak <= 0) peak = probe_peak_bf16(team);
-    return peak > 0 ? peak : probe_peak_f32(team);
+    return probe_peak_products(team, b->backend->table, b->type);
 }
 
 struct samples {

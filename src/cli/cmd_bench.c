@@ -53,6 +53,7 @@ struct bench {
     looplm_model *model;
     struct team *team; /* of the probes */
     void *probe_memory;
+    const char *table; /* of kernels */
     enum kv_type kv_type;
     int32_t loops;
     int32_t prefill[BENCH_LIST_MAX], rows[BENCH_LIST_MAX], context[BENCH_LIST_MAX];
@@ -158,8 +159,7 @@ static int bench_prefill(struct bench *b, int32_t n, looplm_error *err) {
     free(ids);
     if (status) return status;
     enum weight_type type = b->model->model->weight_type;
-    peak = type == WEIGHT_F32 ? 0 : type == WEIGHT_BF16 ? probe_peak_bf16(b->team) : probe_peak_int8(b->team);
-    if (peak == 0) peak = probe_peak_f32(b->team);
+    peak = probe_peak_products(b->team, b->table, type);
     double median = spread_of(seconds, 3).median,
            gops = 2 * stack_parameters(b->model->model) * n * b->loops / median / 1e9;
     json_array_append_new(b->results, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f}", "kind", "prefill", "tokens", n,
@@ -243,25 +243,50 @@ static int bench_decode(struct bench *b, int32_t rows, int32_t context, looplm_e
 /* ---- the command
  * ----------------------------------------------------------------------------------------------------------- */
 
-static json_t *machine_info(const struct bench *b, const char *kernels) {
-    json_t *tables = json_array();
+static json_t *machine_info(const struct bench *b) {
+    json_t *tables = json_array(), *lacking = json_array(), *sets = json_array();
     for (const struct cpu_table *const *t = cpu_tables(); *t; t++)
-        if ((*t)->supported()) json_array_append_new(tables, json_string((*t)->name));
-    return json_pack("{s:s?, s:o, s:i, s:f, s:f, s:f}", "kernels", kernels, "tables", tables, "threads",
-                     team_size(b->team), "probe_gb_per_s", probe(b), "peak_f32_gop_per_s", probe_peak_f32(b->team),
-                     "peak_bf16_gop_per_s", probe_peak_bf16(b->team));
+        json_array_append_new((*t)->supported() ? tables : lacking, json_string((*t)->name));
+    for (int i = 0; probe_instruction_set(i); i++) json_array_append_new(sets, json_string(probe_instruction_set(i)));
+    json_t *info =
+        json_pack("{s:s, s:o, s:o, s:o, s:i, s:f}", "kernels", b->table, "tables", tables, "tables_lacking", lacking,
+                  "instruction_sets", sets, "threads", team_size(b->team), "probe_gb_per_s", probe(b));
+    const struct {
+        const char *name;
+        double gop_per_s;
+    } peaks[] = {{"peak_f32_gop_per_s", probe_peak_f32(b->team)},
+                 {"peak_bf16_gop_per_s", probe_peak_bf16(b->team)},
+                 {"peak_int8_gop_per_s", probe_peak_int8(b->team)},
+                 {"peak_tiles_bf16_gop_per_s", probe_peak_tiles_bf16(b->team)},
+                 {"peak_tiles_int8_gop_per_s", probe_peak_tiles_int8(b->team)}};
+    for (size_t i = 0; i < sizeof peaks / sizeof *peaks; i++)
+        json_object_set_new(info, peaks[i].name, json_real(peaks[i].gop_per_s));
+    return info;
+}
+
+static void print_names(const char *title, const json_t *names) {
+    size_t i;
+    json_t *name;
+    if (!json_array_size(names)) return;
+    printf("%s:", title);
+    json_array_foreach(names, i, name) printf(" %s", json_string_value(name));
+    printf("\n");
+}
+
+static double info_real(const json_t *info, const char *name) {
+    return json_real_value(json_object_get(info, name));
 }
 
 static void print_info(const json_t *info) {
-    printf("kernels %s of:", json_string_value(json_object_get(info, "kernels")));
-    size_t i;
-    json_t *table;
-    json_array_foreach(json_object_get(info, "tables"), i, table) printf(" %s", json_string_value(table));
-    printf("; %d threads; reads %.1f GB/s; peaks %.0f GFLOP/s f32, %.0f bf16\n",
-           (int)json_integer_value(json_object_get(info, "threads")),
-           json_real_value(json_object_get(info, "probe_gb_per_s")),
-           json_real_value(json_object_get(info, "peak_f32_gop_per_s")),
-           json_real_value(json_object_get(info, "peak_bf16_gop_per_s")));
+    printf("kernels: %s\n", json_string_value(json_object_get(info, "kernels")));
+    print_names("tables that run here", json_object_get(info, "tables"));
+    print_names("tables whose instructions are lacking", json_object_get(info, "tables_lacking"));
+    print_names("instruction sets found", json_object_get(info, "instruction_sets"));
+    printf("%d threads: reads %.1f GB/s; peaks %.0f GFLOP/s f32, %.0f bf16, %.0f int8; on tiles %.0f bf16, %.0f int8\n",
+           (int)json_integer_value(json_object_get(info, "threads")), info_real(info, "probe_gb_per_s"),
+           info_real(info, "peak_f32_gop_per_s"), info_real(info, "peak_bf16_gop_per_s"),
+           info_real(info, "peak_int8_gop_per_s"), info_real(info, "peak_tiles_bf16_gop_per_s"),
+           info_real(info, "peak_tiles_int8_gop_per_s"));
 }
 
 static int measure(struct bench *b, looplm_error *err) {
@@ -307,7 +332,8 @@ static int bench(struct bench *b, looplm_error *err) {
     if (!status) status = cpu_open(&backend, (int)o->threads, o->kernels, err);
     if (status) return status;
     memset(b->probe_memory, 1, PROBE_BYTES);
-    json_t *info = machine_info(b, backend->table);
+    b->table = backend->table;
+    json_t *info = machine_info(b);
     backend->close(backend);
     if (!o->json) print_info(info);
     if (!o->info) status = measure(b, err);

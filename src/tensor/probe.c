@@ -141,6 +141,16 @@ double probe_peak_int8(struct team *team) {
     return __builtin_cpu_supports("avx512vnni") ? peak_chains(team, peak_int8_512, 128) : 0;
 }
 
+#define FOUND(name) __builtin_cpu_supports(name) ? name : NULL
+const char *probe_instruction_set(int i) {
+    const char *sets[] = {FOUND("avx2"),       FOUND("fma"),        FOUND("avx512f"),
+                          FOUND("avx512bw"),   FOUND("avx512dq"),   FOUND("avx512vl"),
+                          FOUND("avx512vnni"), FOUND("avx512bf16"), tiles_usable() ? "amx" : NULL};
+    for (size_t j = 0; j < sizeof sets / sizeof *sets; j++)
+        if (sets[j] && i-- == 0) return sets[j];
+    return NULL;
+}
+
 double probe_peak_tiles_bf16(struct team *team) {
     return tiles_usable() ? peak(team, peak_bf16_tiles, 4.0 * TILE_STEPS * 2 * 16 * 16 * 32) : 0;
 }
@@ -150,6 +160,10 @@ double probe_peak_tiles_int8(struct team *team) {
 }
 
 #else
+const char *probe_instruction_set(int i) {
+    (void)i;
+    return NULL;
+}
 double probe_peak_tiles_bf16(struct team *team) {
     (void)team;
     return 0;
@@ -171,6 +185,14 @@ double probe_peak_bf16(struct team *team) {
     return 0;
 }
 #endif
+
+double probe_peak_products(struct team *team, const char *table, enum weight_type type) {
+    const bool tiles = !strcmp(table, "avx512amx"), pairs = !strcmp(table, "avx512bf16");
+    double peak = 0;
+    if (type == WEIGHT_BF16) peak = tiles ? probe_peak_tiles_bf16(team) : pairs ? probe_peak_bf16(team) : 0;
+    if (type > WEIGHT_BF16) peak = tiles ? probe_peak_tiles_int8(team) : probe_peak_int8(team);
+    return peak > 0 ? peak : probe_peak_f32(team);
+}
 
 struct reading {
     const char *data;
