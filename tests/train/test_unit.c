@@ -34,6 +34,7 @@ static struct model_config variant_config(const struct variant *v) {
 }
 
 struct setting {
+    float soften; /* matrices times this; 0: as they are */
     enum weight_type type;
     const char *table;
     int threads;
@@ -51,6 +52,11 @@ static real *run(const struct variant *v, const struct setting *s, const struct 
     looplm_error err;
     if (params_alloc(&params, &config, &err)) fail_msg("%s", err.message);
     tiny_fill(&params, 21);
+    for (int32_t i = 0; s->soften > 0 && i < params.table.count; i++) {
+        const struct tensor_spec *spec = &params.table.specs[i];
+        for (int64_t j = 0; spec->dims == 2 && j < spec->rows * spec->cols; j++)
+            params.data[spec->offset + j] *= s->soften;
+    }
     tiny_open_as(&t, s->type, params, s->table, s->threads, s->positions, s->recompute);
     tiny_text(&text, 22, POSITIONS, &config, v->mask_every, v->depths);
     tiny_gradient(&t, &text.input, objective);
@@ -86,14 +92,14 @@ static void check_same(const struct variant *v, const struct setting *settings, 
 
 static void test_tables_threads_and_memory_change_no_bit(void **state) {
     (void)state;
-    struct setting settings[SETTINGS_MAX] = {{WEIGHT_F32, "scalar", 1, false, POSITIONS}};
+    struct setting settings[SETTINGS_MAX] = {{0, WEIGHT_F32, "scalar", 1, false, POSITIONS}};
     int n = 1;
     for (int i = 0; ops_table(i); i++) {
         assert_true(n + 4 <= SETTINGS_MAX);
-        settings[n++] = (struct setting){WEIGHT_F32, ops_table(i), 2, false, POSITIONS};
+        settings[n++] = (struct setting){0, WEIGHT_F32, ops_table(i), 2, false, POSITIONS};
         if (ops_table(i + 1)) continue;
-        settings[n++] = (struct setting){WEIGHT_F32, ops_table(i), 1, true, POSITIONS};
-        settings[n++] = (struct setting){WEIGHT_F32, ops_table(i), 3, true, 200};
+        settings[n++] = (struct setting){0, WEIGHT_F32, ops_table(i), 1, true, POSITIONS};
+        settings[n++] = (struct setting){0, WEIGHT_F32, ops_table(i), 3, true, 200};
     }
     for (size_t v = 0; v < VARIANTS; v++) check_same(&variants[v], settings, n);
 }
@@ -102,10 +108,35 @@ static void test_tables_threads_and_memory_change_no_bit(void **state) {
 static void test_bf16_threads_and_memory_change_no_bit(void **state) {
     (void)state;
     for (int i = 0; ops_table(i); i++) {
-        struct setting settings[] = {{WEIGHT_BF16, ops_table(i), 1, false, POSITIONS},
-                                     {WEIGHT_BF16, ops_table(i), 2, true, POSITIONS},
-                                     {WEIGHT_BF16, ops_table(i), 3, false, 200}};
+        struct setting settings[] = {{0, WEIGHT_BF16, ops_table(i), 1, false, POSITIONS},
+                                     {0, WEIGHT_BF16, ops_table(i), 2, true, POSITIONS},
+                                     {0, WEIGHT_BF16, ops_table(i), 3, false, 200}};
         for (size_t v = 0; v < VARIANTS; v++) check_same(&variants[v], settings, 3);
+    }
+}
+
+/* The gradient in bf16 is that in f32 but for rounding (2^-9 an input), on matrices that do not amplify it as those of
+ * the other tests do. Measured on every table: 0.011 to 0.015 of the norm, 2e-4 of the loss. */
+static void test_bf16_gradient_is_near(void **state) {
+    (void)state;
+    struct objective objective = tiny_stage1(PRIOR_UNIFORM);
+    struct setting f32 = {0.2f, WEIGHT_F32, NULL, 1, false, POSITIONS},
+                   bf16 = {0.2f, WEIGHT_BF16, NULL, 1, false, POSITIONS};
+    for (size_t v = 0; v < VARIANTS; v++) {
+        struct unit_result a, b;
+        size_t size;
+        real *exact = run(&variants[v], &f32, &objective, &a, &size);
+        real *rounded = run(&variants[v], &bf16, &objective, &b, &size);
+        double difference = 0, norm = 0;
+        for (size_t i = 0; i < size / sizeof(real); i++) {
+            difference += pow((double)rounded[i] - exact[i], 2);
+            norm += pow((double)exact[i], 2);
+        }
+        if (!(difference > 0 && sqrt(difference / norm) < 0.03) || fabs(a.loss - b.loss) > 1e-3 * a.loss)
+            fail_msg("%s: gradient off by %g of its norm, loss %g and %g", variants[v].name, sqrt(difference / norm),
+                     a.loss, b.loss);
+        free(exact);
+        free(rounded);
     }
 }
 
@@ -258,6 +289,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tables_threads_and_memory_change_no_bit),
         cmocka_unit_test(test_bf16_threads_and_memory_change_no_bit),
+        cmocka_unit_test(test_bf16_gradient_is_near),
         cmocka_unit_test(test_joined_loops_change_no_bit),
         cmocka_unit_test(test_evaluation_has_the_same_numbers),
         cmocka_unit_test(test_forced_full_depth_is_no_depths),
