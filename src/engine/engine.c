@@ -76,6 +76,13 @@ void engine_close(struct engine *e) {
 struct model *engine_model(const struct engine *e) {
     return e->model;
 }
+struct kv_pool *engine_pool(struct engine *e) {
+    return &e->pool;
+}
+void engine_set_reclaim(struct engine *e, reclaim_fn *reclaim, void *context) {
+    e->reclaim = reclaim;
+    e->reclaim_context = context;
+}
 void engine_set_trace(struct engine *e, struct trace *trace) {
     e->trace = trace;
 }
@@ -92,16 +99,37 @@ static bool undecided(const struct slot *slot) {
     return !slot->predicted && (slot->predicts || slot->target == SLOT_BY_RULE);
 }
 
-/* Rounds of collecting start one sequence further each pass, so that a full pass starves nobody. */
-static int collect_rows(struct engine *e, looplm_error *err) {
+/* Plans one sequence, and remembers the first in the engine's order that lacks blocks. Returns the rows it got. */
+static int32_t plan(struct engine *e, int32_t i, int32_t room, int32_t *starved) {
+    int32_t n = room > 0 ? sequence_plan(e->sequences[i], room) : 0;
+    if (n >= 0) return n;
+    if (*starved < 0 || i < *starved) *starved = i;
+    return 0;
+}
+
+/* Rows of tokens being generated come first, so that a prompt never holds them up; a round starts one sequence further
+ * each pass, so that a full pass starves nobody. Prompts get what is left, in the engine's order. Returns the first
+ * sequence that lacks blocks, -1 when none does. */
+static int32_t collect_round(struct engine *e) {
+    int32_t starved = -1, n = e->n_sequences, rows_max = e->options.rows_max;
     e->n_runs = e->n_rows = 0;
-    bool starved = false;
-    for (int32_t i = 0; i < e->n_sequences && e->n_rows < e->options.rows_max; i++) {
-        struct sequence *s = e->sequences[(e->next + i) % e->n_sequences];
-        if (sequence_plan(s, e->options.rows_max - e->n_rows) < 0) starved = true;
+    for (int32_t k = 0; k < n; k++) {
+        int32_t i = (e->next + k) % n;
+        if (!sequence_prefills(e->sequences[i])) plan(e, i, rows_max - e->n_rows, &starved);
     }
+    int32_t room = rows_max - e->n_rows;
+    if (e->options.prefill_rows > 0 && e->options.prefill_rows < room) room = e->options.prefill_rows;
+    for (int32_t i = 0; i < n; i++)
+        if (sequence_prefills(e->sequences[i])) room -= plan(e, i, room, &starved);
+    return starved;
+}
+
+static int collect_rows(struct engine *e, looplm_error *err) {
+    int32_t starved = collect_round(e);
+    while (starved >= 0 && e->reclaim && e->reclaim(e->reclaim_context, e->sequences[starved]))
+        starved = collect_round(e);
     if (e->n_sequences) e->next = (e->next + 1) % e->n_sequences;
-    if (e->n_rows == 0 && starved)
+    if (e->n_rows == 0 && starved >= 0)
         return error_set(err, LOOPLM_LIMIT,
                          "KV cache: %lld blocks are all in use; raise --context or run fewer sequences",
                          (long long)e->pool.n_blocks);
@@ -150,6 +178,18 @@ static void record_outputs(struct engine *e) {
     }
 }
 
+/* Every sequence's share of the pass; its runs stand side by side. */
+static void count_rows(struct engine *e, double seconds) {
+    const struct sequence *previous = NULL;
+    for (int32_t i = 0; i < e->n_runs; i++) {
+        struct sequence *s = e->rows[e->runs[i].row].sequence;
+        s->counters.passes += s != previous;
+        s->counters.rows += e->runs[i].count;
+        s->counters.compute_s += seconds * e->runs[i].count / e->n_rows;
+        previous = s;
+    }
+}
+
 static void run_stack(struct engine *e) {
     pass_clear(&e->pass);
     record_inputs(e);
@@ -166,6 +206,7 @@ static void run_stack(struct engine *e) {
     e->counters.passes_of[e->n_rows < ENGINE_ROWS_COUNTED ? e->n_rows : ENGINE_ROWS_COUNTED - 1]++;
     if (e->trace) trace_pass(e->trace, e, begin, begin + seconds);
     e->counters.rows += e->n_rows;
+    count_rows(e, seconds);
 }
 
 /* A row whose sequence has not dropped it since it ran. */
@@ -195,6 +236,7 @@ static void read_head(struct engine *e, const int32_t *rows, int32_t n) {
     e->counters.head_s += seconds;
     e->counters.heads++;
     e->counters.head_rows += n;
+    for (int32_t i = 0; i < n; i++) e->rows[rows[i]].sequence->counters.compute_s += seconds / n;
 }
 
 static real *logits_of(const struct engine *e, int32_t head_row) {

@@ -20,13 +20,15 @@
 
 #define ENGINE_BACKLOG_MAX \
     16 /* rows of one sequence that may wait to be dragged along under the full policy; never more than a pass has */
+#define ENGINE_PROPOSALS 3  /* loops after which a row may propose */
 #define ENGINE_HEAD_ROWS 32 /* rows of logits read at a time */
 
 struct engine;
 struct sequence;
 
 struct engine_options {
-    int32_t rows_max; /* rows of a pass; also the longest prompt chunk */
+    int32_t rows_max;     /* rows of a pass; also the longest prompt chunk */
+    int32_t prefill_rows; /* of them for ids that were fed, at most; 0: all */
     int32_t sequences_max;
     int64_t kv_positions; /* positions that the pool holds at `planes` loops */
     int32_t planes;       /* loops that the pool is sized for */
@@ -36,6 +38,7 @@ struct engine_options {
 int engine_open(struct engine **engine, struct model *model, const struct engine_options *options, looplm_error *err);
 void engine_close(struct engine *engine); /* every sequence must be closed */
 struct model *engine_model(const struct engine *engine);
+struct kv_pool *engine_pool(struct engine *engine);
 
 /* One row whose prediction was wanted. */
 struct prediction {
@@ -62,6 +65,9 @@ struct sequence_options {
     enum kv_policy policy;
     struct sampler_options sampler;
     int32_t capacity;     /* positions at most: prompt and generated */
+    int32_t slots_max;    /* rows in flight at most, so also the longest chunk; 0: the rows of a pass */
+    int32_t priority;     /* prompts run in order of priority (higher first), then of number */
+    int32_t number;       /* its line in a trace; 0: the engine's sequences are counted from 1 */
     bool adaptive_prompt; /* prompt positions may leave early too (last-exited) */
     bool score;           /* predict at every fed position, not only where generation starts */
     enum speculate speculate;
@@ -74,9 +80,18 @@ struct sequence_options {
 int sequence_open(struct sequence **sequence, struct engine *engine, const struct sequence_options *options,
                   looplm_error *err);
 void sequence_close(struct sequence *sequence);
+/* What sequence_open would refuse, and the planes that the options need. */
+int sequence_options_check(const struct engine *engine, struct sequence_options *options, int32_t *planes,
+                           looplm_error *err);
+/* Serves another sequence in the memory that it has, without allocating: capacity and slots_max at most, and
+ * speculation and mix only if, those that it was opened with. */
+int sequence_reopen(struct sequence *sequence, const struct sequence_options *options, looplm_error *err);
+/* Forgets everything and gives its blocks back; it is to be reopened or closed. */
+void sequence_release(struct sequence *sequence);
 
-/* Appends ids to run. depths (may be NULL): each id leaves after that many loops (a replay); otherwise a prompt runs
- * every loop. Ids out of the vocabulary and a full context are errors; nothing is appended then. */
+/* Appends ids to run. depths (may be NULL): each id leaves after that many loops (a replay), or by the exit rule where
+ * it is 0; otherwise a prompt runs every loop. Ids out of the vocabulary and a full context are errors; nothing is
+ * appended then. */
 int sequence_feed(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err);
 /* While on, the last id's row predicts, the sampled id is appended, and so on, one token a prediction. Off: fed ids run
  * and nothing is sampled; rows that speculation has begun wait. */
@@ -90,6 +105,20 @@ const int32_t *sequence_ids(const struct sequence *sequence);
 const uint8_t *
 sequence_targets(const struct sequence *sequence); /* loops asked for each id, 0 where the exit rule decides */
 const struct kv_sequence *sequence_kv(const struct sequence *sequence);
+struct kv_sequence *sequence_kv_mutable(struct sequence *sequence);
+/* Fed ids have not all run: prompts come after decoding rows in a pass. */
+bool sequence_prefills(const struct sequence *sequence);
+/* Nothing has run yet, and less than all is taken over. Positions [0, n) of the fed ids are those of another sequence,
+ * the same ids at the same depths (kv_fork): false when blocks are missing. */
+bool sequence_adopt(struct sequence *sequence, const struct sequence *from, int32_t n);
+/* The next KV_BLOCK positions are in these blocks, one per loop (kv_append). */
+void sequence_adopt_block(struct sequence *sequence, void *const *blocks);
+struct sequence_counters {
+    int64_t passes, rows, dropped_rows;                              /* passes with rows of its own */
+    int64_t proposals[ENGINE_PROPOSALS], accepted[ENGINE_PROPOSALS]; /* as in engine_counters */
+    double compute_s; /* its rows' share of the time of passes and head reads */
+};
+const struct sequence_counters *sequence_counters(const struct sequence *sequence);
 /* Runs what is in flight to its end, the loops that waiting rows still owe (full policy) included, and begins nothing
  * new: then the sequence is ids and complete planes, zero beyond the last position. */
 int sequence_settle(struct sequence *sequence, looplm_error *err);
@@ -101,11 +130,15 @@ int sequence_restore(struct sequence *sequence, const int32_t *ids, const uint8_
                      bool tail_sampled, looplm_error *err);
 bool sequence_tail_sampled(const struct sequence *sequence);
 
+/* Blocks are missing for a sequence: makes room for it (drops cached blocks, releases other sequences) and says whether
+ * there is more than before. False: the sequence waits, and with it the error below. */
+typedef bool reclaim_fn(void *context, struct sequence *sequence);
+void engine_set_reclaim(struct engine *engine, reclaim_fn *reclaim, void *context);
+
 /* One pass over what is ready; false when nothing was. An error (no blocks left for anyone) leaves every sequence as it
  * was. */
 int engine_step(struct engine *engine, bool *ran, looplm_error *err);
 
-#define ENGINE_PROPOSALS 3 /* loops after which a row may propose */
 #define ENGINE_ROWS_COUNTED 65
 struct engine_counters {
     int64_t passes, rows, heads, head_rows, lends;

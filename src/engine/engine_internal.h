@@ -34,14 +34,16 @@ struct speculation {
 
 struct sequence {
     struct engine *engine;
-    int32_t number; /* the engine's sequences are counted from 1 as they are opened */
     struct sequence_options options;
     struct kv_sequence kv;
+    struct sequence_counters counters;
     struct sampler *sampler;
+    int32_t capacity_max; /* of the arrays */
     int32_t last;         /* the last step of the rule: its resolved max */
     int32_t *ids;         /* [capacity] */
     uint8_t *targets;     /* [capacity] loops asked for, SLOT_BY_RULE for generated ids */
     int32_t n_ids, n_fed; /* ids; those that have been given a slot, proposed ones included */
+    int32_t n_given;      /* ids up to the last one that was fed */
     int32_t n_proposed;   /* ids[n_ids ..] that a row still on its way proposes (speculate.c) */
     struct speculation speculation;
     bool generating, settling;
@@ -49,12 +51,13 @@ struct sequence {
     bool tail_sampled;  /* the last id was generated: it runs when more is wanted */
     struct slot *slots; /* [slots_max] by position */
     int32_t n_slots,
-        slots_max;      /* as many as a pass has rows: all of them may have to enter one together (full policy) */
+        slots_max;      /* at most what a pass has rows: all of them may have to enter one together (full policy) */
+    int32_t n_rows_max; /* of h */
     int32_t *free_rows; /* stack of rows of h */
     int32_t n_free_rows;
-    real *h;    /* [slots_max, D] */
+    real *h;    /* [n_rows_max, D] */
     real *kept; /* [n_kept, V] logits by position % n_kept: sums of p logits for the mix rule, held predictions */
-    int32_t n_kept;
+    int32_t n_kept, n_kept_max;
 };
 
 /* A row of the pass being built. */
@@ -74,8 +77,10 @@ struct engine {
     struct kv_pool pool;
     struct loop_workspace workspace;
     struct pass pass;
-    struct sequence **sequences; /* [sequences_max] */
-    int32_t n_sequences, next;   /* where the next pass starts looking */
+    struct sequence **sequences; /* [sequences_max] by priority and number */
+    reclaim_fn *reclaim;         /* may be NULL */
+    void *reclaim_context;
+    int32_t n_sequences, next; /* where the next pass starts looking */
     /* the pass being built */
     struct run *runs;      /* [rows_max] */
     struct pass_row *rows; /* [rows_max] */
@@ -97,7 +102,8 @@ struct engine {
 /* ---- sequence.c ------------------------------------------------------------------------------------------------- */
 
 /* Gives waiting ids their slots (as a chunk of at most `room` rows) and collects the rows that are ready into the
- * engine's pass. Returns rows added, 0 when none is ready or none fits, -1 when blocks are missing. */
+ * engine's pass. Returns rows added, 0 when none is ready or none fits, -1 when blocks are missing. May be called again
+ * for the same pass when it is collected anew. */
 int32_t sequence_plan(struct sequence *sequence, int32_t room);
 /* The slot has been through a pass: counts the loop and advances its exit distribution. */
 void slot_advance(struct sequence *sequence, struct slot *slot, float lambda);

@@ -4,32 +4,39 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int sequence_allocate(struct sequence *s, int32_t planes, looplm_error *err) {
+/* Rows of kept logits that the options need. */
+static int32_t kept_rows(const struct sequence_options *o, int32_t planes) {
+    return o->speculate != SPECULATE_OFF ? planes + 1 : o->rule.kind == EXIT_MIX;
+}
+
+static int32_t slots_of(const struct engine *e, const struct sequence_options *o) {
+    return o->slots_max > 0 && o->slots_max < e->options.rows_max ? o->slots_max : e->options.rows_max;
+}
+
+static int sequence_allocate(struct sequence *s, looplm_error *err) {
     const struct model_config *c = &s->engine->model->config;
     struct backend *backend = s->engine->model->backend;
+    int32_t planes = s->engine->options.planes;
     size_t capacity = (size_t)s->options.capacity;
-    s->slots_max = s->engine->options.rows_max;
+    s->capacity_max = s->options.capacity;
+    s->n_rows_max = slots_of(s->engine, &s->options);
     s->ids = malloc(capacity * sizeof *s->ids);
     s->targets = malloc(capacity);
-    s->slots = malloc((size_t)s->slots_max * sizeof *s->slots);
-    s->free_rows = malloc((size_t)s->slots_max * sizeof *s->free_rows);
-    s->h = backend->alloc(backend, (size_t)s->slots_max * (size_t)c->hidden * sizeof(real));
-    s->n_kept = s->options.speculate != SPECULATE_OFF ? planes + 1 : s->options.rule.kind == EXIT_MIX;
-    if (s->n_kept) s->kept = backend->alloc(backend, (size_t)s->n_kept * (size_t)c->vocab * sizeof(real));
-    if (!s->ids || !s->targets || !s->slots || !s->free_rows || !s->h || (s->n_kept && !s->kept))
+    s->slots = malloc((size_t)s->n_rows_max * sizeof *s->slots);
+    s->free_rows = malloc((size_t)s->n_rows_max * sizeof *s->free_rows);
+    s->h = backend->alloc(backend, (size_t)s->n_rows_max * (size_t)c->hidden * sizeof(real));
+    s->n_kept_max = kept_rows(&s->options, planes);
+    if (s->n_kept_max) s->kept = backend->alloc(backend, (size_t)s->n_kept_max * (size_t)c->vocab * sizeof(real));
+    if (!s->ids || !s->targets || !s->slots || !s->free_rows || !s->h || (s->n_kept_max && !s->kept))
         return error_set(err, LOOPLM_MEMORY, "a sequence of %d positions could not be had", s->options.capacity);
-    for (int32_t i = 0; i < s->slots_max; i++) s->free_rows[s->n_free_rows++] = s->slots_max - 1 - i;
     int status = sampler_open(&s->sampler, c->vocab, err);
     if (status) return status;
     return kv_sequence_init(&s->kv, &s->engine->pool, s->options.policy, planes, s->options.capacity, err);
 }
 
-int sequence_open(struct sequence **out, struct engine *engine, const struct sequence_options *options,
-                  looplm_error *err) {
-    *out = NULL;
+int sequence_options_check(const struct engine *engine, struct sequence_options *options, int32_t *planes,
+                           looplm_error *err) {
     const struct model_config *c = &engine->model->config;
-    if (engine->n_sequences == engine->options.sequences_max)
-        return error_set(err, LOOPLM_LIMIT, "the engine holds %d sequences, its limit", engine->n_sequences);
     if (options->score && (options->rule.kind == EXIT_MIX))
         return error_set(err, LOOPLM_UNSUPPORTED, "exit rule mix does not score whole prompts; use another rule");
     if (options->adaptive_prompt && options->policy != KV_POLICY_LAST_EXITED)
@@ -37,42 +44,98 @@ int sequence_open(struct sequence **out, struct engine *engine, const struct seq
     if (options->score && options->speculate != SPECULATE_OFF)
         return error_set(err, LOOPLM_UNSUPPORTED, "scoring knows every id: there is nothing to speculate about");
     int status = sampler_options_check(&options->sampler, err);
+    if (!status) status = exit_rule_resolve(&options->rule, c->loops, c->exit_gate, planes, err);
+    if (!status && *planes > engine->options.planes)
+        status =
+            error_set(err, LOOPLM_LIMIT, "exit rule: %d loops need as many KV planes, and the engine was opened for %d",
+                      *planes, engine->options.planes);
+    return status;
+}
+
+/* Empties it and takes the options, which have been checked. */
+static void sequence_begin(struct sequence *s, const struct sequence_options *options, int32_t planes) {
+    s->options = *options;
+    if (s->options.number == 0) s->options.number = ++s->engine->n_opened;
+    s->last = s->options.rule.max;
+    s->n_kept = kept_rows(options, planes);
+    s->slots_max = slots_of(s->engine, options);
+    CHECK_LE(options->capacity, s->capacity_max);
+    CHECK_LE(s->slots_max, s->n_rows_max);
+    CHECK_LE(s->n_kept, s->n_kept_max);
+    sequence_release(s);
+    kv_reuse(&s->kv, options->policy, planes);
+    speculation_begin(&s->speculation);
+    s->counters = (struct sequence_counters){0};
+}
+
+void sequence_release(struct sequence *s) {
+    kv_release(&s->kv);
+    s->n_ids = s->n_fed = s->n_given = s->n_proposed = s->n_slots = s->n_free_rows = 0;
+    s->generating = s->settling = s->draining = s->tail_sampled = false;
+    for (int32_t i = 0; i < s->slots_max; i++) s->free_rows[s->n_free_rows++] = s->slots_max - 1 - i;
+}
+
+static bool before(const struct sequence *a, const struct sequence *b) {
+    if (a->options.priority != b->options.priority) return a->options.priority > b->options.priority;
+    return a->options.number < b->options.number;
+}
+
+static void list_insert(struct engine *e, struct sequence *s) {
+    int32_t i = e->n_sequences++;
+    for (; i > 0 && before(s, e->sequences[i - 1]); i--) e->sequences[i] = e->sequences[i - 1];
+    e->sequences[i] = s;
+}
+
+static void list_remove(struct engine *e, const struct sequence *s) {
+    int32_t i = 0;
+    while (i < e->n_sequences && e->sequences[i] != s) i++;
+    if (i == e->n_sequences) return;
+    for (e->n_sequences--; i < e->n_sequences; i++) e->sequences[i] = e->sequences[i + 1];
+}
+
+int sequence_open(struct sequence **out, struct engine *engine, const struct sequence_options *options,
+                  looplm_error *err) {
+    *out = NULL;
+    int32_t planes;
+    struct sequence_options checked = *options;
+    if (engine->n_sequences == engine->options.sequences_max)
+        return error_set(err, LOOPLM_LIMIT, "the engine holds %d sequences, its limit", engine->n_sequences);
+    int status = sequence_options_check(engine, &checked, &planes, err);
     if (status) return status;
     struct sequence *s = calloc(1, sizeof *s);
     if (!s) return error_set(err, LOOPLM_MEMORY, "a sequence could not be had");
     s->engine = engine;
-    s->number = ++engine->n_opened;
-    s->options = *options;
-    speculation_begin(&s->speculation);
-    int32_t planes;
-    status = exit_rule_resolve(&s->options.rule, c->loops, c->exit_gate, &planes, err);
-    if (!status && planes > engine->options.planes)
-        status =
-            error_set(err, LOOPLM_LIMIT, "exit rule: %d loops need as many KV planes, and the engine was opened for %d",
-                      planes, engine->options.planes);
-    s->last = s->options.rule.max;
-    if (!status) status = sequence_allocate(s, planes, err);
+    s->options = checked;
+    status = sequence_allocate(s, err);
     if (status) {
         sequence_close(s);
         return status;
     }
-    engine->sequences[engine->n_sequences++] = s;
+    sequence_begin(s, &checked, planes);
+    list_insert(engine, s);
     *out = s;
+    return 0;
+}
+
+int sequence_reopen(struct sequence *s, const struct sequence_options *options, looplm_error *err) {
+    int32_t planes;
+    struct sequence_options checked = *options;
+    int status = sequence_options_check(s->engine, &checked, &planes, err);
+    if (status) return status;
+    list_remove(s->engine, s);
+    sequence_begin(s, &checked, planes);
+    list_insert(s->engine, s);
     return 0;
 }
 
 void sequence_close(struct sequence *s) {
     if (!s) return;
     struct engine *e = s->engine;
-    for (int32_t i = 0; i < e->n_sequences; i++) {
-        if (e->sequences[i] != s) continue;
-        e->sequences[i] = e->sequences[--e->n_sequences];
-        break;
-    }
+    list_remove(e, s);
     struct backend *backend = e->model->backend;
     if (s->kv.pool) kv_sequence_free(&s->kv);
-    if (s->h) backend->release(backend, s->h, (size_t)s->slots_max * (size_t)e->model->config.hidden * sizeof(real));
-    size_t kept = (size_t)s->n_kept * (size_t)e->model->config.vocab * sizeof(real);
+    if (s->h) backend->release(backend, s->h, (size_t)s->n_rows_max * (size_t)e->model->config.hidden * sizeof(real));
+    size_t kept = (size_t)s->n_kept_max * (size_t)e->model->config.vocab * sizeof(real);
     if (s->kept) backend->release(backend, s->kept, kept);
     sampler_close(s->sampler);
     free(s->ids);
@@ -111,7 +174,7 @@ int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths,
     int status = check_ids(s, ids, n, err);
     if (status) return status;
     for (int32_t i = 0; i < n; i++)
-        if (depths && (depths[i] < 1 || depths[i] > s->kv.loops))
+        if (depths && depths[i] > s->kv.loops)
             return error_set(err, LOOPLM_USAGE, "depth %d at index %d is outside 1 to %d", depths[i], i, s->kv.loops);
     if (n > 0) forget_guesses(s);
     for (int32_t i = 0; i < n; i++) {
@@ -122,6 +185,7 @@ int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths,
     }
     if (n > 0) s->tail_sampled = false;
     s->n_ids += n;
+    s->n_given = s->n_ids;
     return 0;
 }
 
@@ -146,6 +210,12 @@ const uint8_t *sequence_targets(const struct sequence *s) {
 }
 const struct kv_sequence *sequence_kv(const struct sequence *s) {
     return &s->kv;
+}
+struct kv_sequence *sequence_kv_mutable(struct sequence *s) {
+    return &s->kv;
+}
+const struct sequence_counters *sequence_counters(const struct sequence *s) {
+    return &s->counters;
 }
 bool sequence_tail_sampled(const struct sequence *s) {
     return s->tail_sampled;
@@ -172,6 +242,28 @@ static bool has_unfed(const struct sequence *s) {
 
 bool sequence_idle(const struct sequence *s) {
     return !any_wants(s) && !has_unfed(s);
+}
+
+bool sequence_prefills(const struct sequence *s) {
+    if (s->n_fed < s->n_given) return true;
+    for (int32_t i = 0; i < s->n_slots && s->slots[i].position < s->n_given; i++)
+        if (!s->slots[i].waiting) return true;
+    return false;
+}
+
+bool sequence_adopt(struct sequence *s, const struct sequence *from, int32_t n) {
+    CHECK_EQ(s->n_fed, 0);
+    CHECK_LT(n, s->n_ids);
+    if (!kv_fork(&s->kv, &from->kv, n)) return false;
+    s->n_fed = n;
+    return true;
+}
+
+void sequence_adopt_block(struct sequence *s, void *const *blocks) {
+    CHECK_EQ(s->n_fed, s->kv.positions);
+    CHECK_LT(s->n_fed + KV_BLOCK, s->n_ids);
+    kv_append(&s->kv, blocks);
+    s->n_fed += KV_BLOCK;
 }
 
 static void slot_open(struct sequence *s, int32_t position, bool last_of_ids) {
@@ -221,6 +313,13 @@ static int32_t choose_slots(struct sequence *s, int32_t end) {
     return n;
 }
 
+/* The position of the n-th slot that would enter. */
+static int32_t entering(const struct sequence *s, int32_t n) {
+    for (int32_t i = 0; i < s->n_slots; i++)
+        if (s->slots[i].enters && --n == 0) return s->slots[i].position;
+    return s->options.capacity;
+}
+
 static void add_row(struct sequence *s, int32_t slot, int32_t loop, bool extends) {
     struct engine *e = s->engine;
     if (!extends)
@@ -253,7 +352,8 @@ int32_t sequence_plan(struct sequence *s, int32_t room) {
         open_chunk(s, 1); /* without blocks it has to wait */
     }
     int32_t n = choose_slots(s, s->options.capacity);
-    if (n > room) n = choose_slots(s, s->n_ids); /* guesses wait for a place to spare */
+    if (n > room) n = choose_slots(s, s->n_ids);              /* guesses wait for a place to spare */
+    if (n > room) n = choose_slots(s, entering(s, room + 1)); /* a chunk's last positions fall behind by a loop */
     if (n > room) return 0;
     add_rows(s, n);
     return n;
@@ -270,6 +370,7 @@ void sequence_drop(struct sequence *s, int32_t position) {
         const struct slot *slot = &s->slots[--s->n_slots];
         s->free_rows[s->n_free_rows++] = slot->row;
         s->engine->counters.dropped_rows += slot->done;
+        s->counters.dropped_rows += slot->done;
     }
     s->n_fed = position;
     kv_drop(&s->kv, position);
@@ -324,7 +425,7 @@ int sequence_restore(struct sequence *s, const int32_t *ids, const uint8_t *dept
         s->targets[i] = tail_sampled && i + 1 == n ? SLOT_BY_RULE : depths[i];
     }
     s->tail_sampled = tail_sampled;
-    s->n_ids = n;
+    s->n_ids = s->n_given = n;
     s->n_fed = n_run;
     for (int32_t i = 0; i < n_run; i++) {
         s->kv.left[i] = depths[i];

@@ -95,6 +95,7 @@ void speculate_propose(struct sequence *s, struct slot *slot, int32_t id, bool e
         if (s->options.on_proposal) id = s->options.on_proposal(s->options.context, s, next, slot->done, id);
         slot->proposals[slot->done - 1] = id;
         e->counters.proposals[slot->done - 1]++;
+        s->counters.proposals[slot->done - 1]++;
     }
     if (next < all_ids(s)) {
         if (s->ids[next] == id) return;
@@ -116,6 +117,7 @@ static void learn(struct sequence *s, const struct slot *slot, int32_t id) {
         bool right = slot->proposals[i] == id;
         p->accepted[i] += ACCEPTED_RATE * ((right ? 1.0f : 0.0f) - p->accepted[i]);
         s->engine->counters.accepted[i] += right;
+        s->counters.accepted[i] += right;
         if (p->waited >= p->wait && i == 0)
             p->wait = right ? WAIT_MIN : p->wait * 2 < WAIT_MAX ? p->wait * 2 : WAIT_MAX;
         tried = true;

@@ -64,8 +64,8 @@ void trace_pass(struct trace *t, const struct engine *e, double begin, double en
     for (int32_t i = 0; i < e->n_runs; i++) {
         const struct run *run = &e->runs[i];
         const struct sequence *s = e->rows[run->row].sequence;
-        name_sequences(t, s->number);
-        event(t, s->number, begin, end);
+        name_sequences(t, s->options.number);
+        event(t, s->options.number, begin, end);
         file_writer_printf(&t->file,
                            "\"name\":\"%d%s loop %d\",\"args\":{\"position\":%d,\"rows\":%d,\"loop\":%d,\"guess\":%s}}",
                            run->first, run->count > 1 ? "+" : "", run->loop + 1, run->first, run->count, run->loop + 1,

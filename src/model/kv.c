@@ -9,7 +9,8 @@
 int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_policy policy, int32_t loops,
                      int32_t capacity_max, looplm_error *err) {
     int32_t capacity = (capacity_max + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
-    *seq = (struct kv_sequence){.pool = pool, .policy = policy, .loops = loops, .capacity = capacity};
+    *seq =
+        (struct kv_sequence){.pool = pool, .policy = policy, .loops = loops, .loops_max = loops, .capacity = capacity};
     seq->blocks = calloc((size_t)loops * (size_t)(capacity / KV_BLOCK), sizeof(void *));
     seq->done = calloc((size_t)capacity, 1);
     seq->left = calloc((size_t)capacity, 1);
@@ -169,6 +170,37 @@ void kv_append(struct kv_sequence *seq, void *const *blocks) {
     memset(seq->done + seq->positions, seq->loops, KV_BLOCK);
     memset(seq->left + seq->positions, seq->loops, KV_BLOCK);
     seq->positions += KV_BLOCK;
+}
+
+void kv_replace(struct kv_sequence *seq, int32_t index, void *const *blocks) {
+    for (int32_t r = 0; r < seq->loops; r++) {
+        CHECK_LE((index + 1) * KV_BLOCK, seq->ready[r]);
+        kv_block_share(seq->pool, blocks[r]);
+        kv_block_give(seq->pool, table(seq, r)[index]);
+        table(seq, r)[index] = blocks[r];
+    }
+}
+
+int32_t kv_complete(const struct kv_sequence *seq, int32_t limit) {
+    int32_t n = limit;
+    for (int32_t r = 0; r < seq->loops; r++)
+        if (seq->ready[r] < n) n = seq->ready[r];
+    /* A position whose last loop has run may still wait to leave; only the last ones can. */
+    while (n > 0 && !seq->left[n - 1]) n--;
+    return n;
+}
+
+bool kv_block_computed(const struct kv_sequence *seq, int32_t index) {
+    for (int32_t p = index * KV_BLOCK; p < (index + 1) * KV_BLOCK; p++)
+        if (seq->done[p] != seq->loops) return false;
+    return true;
+}
+
+void kv_reuse(struct kv_sequence *seq, enum kv_policy policy, int32_t loops) {
+    CHECK_LE(loops, seq->loops_max);
+    kv_release(seq);
+    seq->policy = policy;
+    seq->loops = loops;
 }
 
 void kv_truncate(struct kv_sequence *seq, int32_t n) {

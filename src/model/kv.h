@@ -29,7 +29,8 @@ static inline enum kv_type kv_type_default(enum weight_type weights) {
 struct kv_sequence {
     struct kv_pool *pool; /* borrowed */
     enum kv_policy policy;
-    int32_t loops;     /* tables */
+    int32_t loops; /* tables in use, of loops_max */
+    int32_t loops_max;
     int32_t positions; /* positions with blocks reserved: a multiple of KV_BLOCK */
     int32_t capacity;  /* of the arrays below */
     void **blocks;     /* [loops][capacity / KV_BLOCK] */
@@ -69,6 +70,17 @@ void kv_release(struct kv_sequence *seq);
 bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n);
 /* Appends a block per loop, whose positions all have every plane; the sequence's positions so far fill whole blocks. */
 void kv_append(struct kv_sequence *seq, void *const *blocks);
+
+/* The block of positions [64 index, 64 index + 64) has the same content in `blocks` (one per loop, all planes there):
+ * the sequence shares those from now on and gives its own back. */
+void kv_replace(struct kv_sequence *seq, int32_t index, void *const *blocks);
+/* Positions [0, n) that have left and have every plane, n at most `limit`: what a fork may take over. */
+int32_t kv_complete(const struct kv_sequence *seq, int32_t limit);
+/* Every loop was computed at all positions of the block: a prefix cache may hold it. Its planes must be there. */
+bool kv_block_computed(const struct kv_sequence *seq, int32_t index);
+/* Forgets everything, gives all blocks back, and serves another sequence of at most as many loops as it was made for.
+ */
+void kv_reuse(struct kv_sequence *seq, enum kv_policy policy, int32_t loops);
 
 /* Begins again at position 0 in the blocks it has, without zeroing them: what they hold is finite, and attention never
  * uses what lies beyond a row's own position. */
