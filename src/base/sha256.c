@@ -62,14 +62,20 @@ void sha256_update(struct sha256 *sha, const void *data, size_t size) {
     }
 }
 
-void sha256_finish_hex(struct sha256 *sha, char hex[65]) {
+void sha256_finish(struct sha256 *sha, unsigned char digest[32]) {
     static const unsigned char padding[64] = {0x80};
     uint64_t n_bits = sha->n_bytes * 8;
     unsigned char length[8];
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(n_bits >> (56 - 8 * i));
     sha256_update(sha, padding, 1 + (119 - sha->n_bytes % 64) % 64);
     sha256_update(sha, length, sizeof length);
-    for (int i = 0; i < 8; i++) snprintf(hex + 8 * i, 9, "%08x", (unsigned)sha->state[i]);
+    for (int i = 0; i < 32; i++) digest[i] = (unsigned char)(sha->state[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+void sha256_finish_hex(struct sha256 *sha, char hex[65]) {
+    unsigned char digest[32];
+    sha256_finish(sha, digest);
+    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", (unsigned)digest[i]);
 }
 
 void sha256_hex(const void *data, size_t size, char hex[65]) {

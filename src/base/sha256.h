@@ -12,6 +12,8 @@ struct sha256 {
 };
 void sha256_init(struct sha256 *sha);
 void sha256_update(struct sha256 *sha, const void *data, size_t size);
+/* The digest; the state is spent. */
+void sha256_finish(struct sha256 *sha, unsigned char digest[32]);
 /* Lower-case hexadecimal, NUL-terminated; the state is spent. */
 void sha256_finish_hex(struct sha256 *sha, char hex[65]);
 

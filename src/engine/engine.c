@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PROMPTS_WAIT_MAX 8 /* passes in which no prompt got a row */
+
 static int engine_allocate(struct engine *e, looplm_error *err) {
     const struct model_config *c = &e->model->config;
     struct backend *backend = e->model->backend;
@@ -100,27 +102,44 @@ static bool undecided(const struct slot *slot) {
 }
 
 /* Plans one sequence, and remembers the first in the engine's order that lacks blocks. Returns the rows it got. */
-static int32_t plan(struct engine *e, int32_t i, int32_t room, int32_t *starved) {
-    int32_t n = room > 0 ? sequence_plan(e->sequences[i], room) : 0;
+static int32_t plan(struct engine *e, int32_t i, int32_t chunk, int32_t *starved) {
+    int32_t room = e->options.rows_max - e->n_rows;
+    int32_t n = room > 0 ? sequence_plan(e->sequences[i], room, chunk < room ? chunk : room) : 0;
     if (n >= 0) return n;
     if (*starved < 0 || i < *starved) *starved = i;
     return 0;
 }
 
-/* Rows of tokens being generated come first, so that a prompt never holds them up; a round starts one sequence further
- * each pass, so that a full pass starves nobody. Prompts get what is left, in the engine's order. Returns the first
- * sequence that lacks blocks, -1 when none does. */
-static int32_t collect_round(struct engine *e) {
-    int32_t starved = -1, n = e->n_sequences, rows_max = e->options.rows_max;
-    e->n_runs = e->n_rows = 0;
-    for (int32_t k = 0; k < n; k++) {
-        int32_t i = (e->next + k) % n;
-        if (!sequence_prefills(e->sequences[i])) plan(e, i, rows_max - e->n_rows, &starved);
+/* A round starts one sequence further each pass, so that a full pass starves nobody. */
+static void collect_decoding(struct engine *e, int32_t *starved) {
+    for (int32_t k = 0; k < e->n_sequences; k++) {
+        int32_t i = (e->next + k) % e->n_sequences;
+        if (!sequence_prefills(e->sequences[i])) plan(e, i, e->options.rows_max, starved);
     }
-    int32_t room = rows_max - e->n_rows;
-    if (e->options.prefill_rows > 0 && e->options.prefill_rows < room) room = e->options.prefill_rows;
-    for (int32_t i = 0; i < n; i++)
-        if (sequence_prefills(e->sequences[i])) room -= plan(e, i, room, &starved);
+}
+
+/* In the engine's order, with so many rows in chunks. Says whether nobody got any who should have. */
+static bool collect_prompts(struct engine *e, int32_t *starved) {
+    int32_t got = 0, n = 0, max = e->options.prefill_rows ? e->options.prefill_rows : e->options.rows_max;
+    for (int32_t i = 0; i < e->n_sequences; i++) {
+        if (!sequence_prefills(e->sequences[i])) continue;
+        n++;
+        got += plan(e, i, max > got ? max - got : 0, starved);
+    }
+    return n > 0 && got == 0;
+}
+
+/* Rows of tokens being generated come first, so that a prompt never holds them up, and prompts get what they leave; for
+ * once the other way round where prompts have had to wait too long. Returns the first sequence that lacks blocks, -1
+ * when none does. */
+static int32_t collect_round(struct engine *e) {
+    int32_t starved = -1;
+    e->n_runs = e->n_rows = 0;
+    bool prompts_first = e->prompts_wait >= PROMPTS_WAIT_MAX, nothing = false;
+    if (prompts_first) nothing = collect_prompts(e, &starved);
+    collect_decoding(e, &starved);
+    if (!prompts_first) nothing = collect_prompts(e, &starved);
+    e->prompts_wait = nothing ? e->prompts_wait + 1 : 0;
     return starved;
 }
 

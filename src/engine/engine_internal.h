@@ -87,6 +87,7 @@ struct engine {
     int32_t *indices;      /* [rows_max] rows of sequence.h */
     real *distance;        /* [rows_max] */
     int32_t n_runs, n_rows;
+    int32_t prompts_wait; /* passes since a prompt last got a row, while there are any */
     /* after the pass */
     struct kv_lend *lends; /* [lends_max] */
     int32_t n_lends, lends_max;
@@ -101,10 +102,10 @@ struct engine {
 
 /* ---- sequence.c ------------------------------------------------------------------------------------------------- */
 
-/* Gives waiting ids their slots (as a chunk of at most `room` rows) and collects the rows that are ready into the
- * engine's pass. Returns rows added, 0 when none is ready or none fits, -1 when blocks are missing. May be called again
- * for the same pass when it is collected anew. */
-int32_t sequence_plan(struct sequence *sequence, int32_t room);
+/* Gives waiting ids their slots (at most `chunk`) and collects the rows that are ready into the engine's pass (at most
+ * `room`). Returns rows added, 0 when none is ready or none fits, -1 when blocks are missing. May be called again for
+ * the same pass when it is collected anew. */
+int32_t sequence_plan(struct sequence *sequence, int32_t room, int32_t chunk);
 /* The slot has been through a pass: counts the loop and advances its exit distribution. */
 void slot_advance(struct sequence *sequence, struct slot *slot, float lambda);
 /* Drops slots that are finished, keeping the order. */

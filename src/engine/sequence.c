@@ -343,10 +343,10 @@ static void add_rows(struct sequence *s, int32_t n) {
     }
 }
 
-int32_t sequence_plan(struct sequence *s, int32_t room) {
+int32_t sequence_plan(struct sequence *s, int32_t room, int32_t chunk) {
     if (!any_wants(s)) {
         if (s->n_slots >= sequence_backlog_max(s)) s->settling = true;
-        if (!s->settling && has_unfed(s) && !open_chunk(s, room)) return -1;
+        if (!s->settling && has_unfed(s) && !open_chunk(s, chunk)) return -1;
         if (!any_wants(s)) return 0;
     } else if (speculate_may_open(s)) {
         open_chunk(s, 1); /* without blocks it has to wait */

@@ -6,7 +6,6 @@
 
 #include "base/file.h"
 #include "base/json.h"
-#include "base/random.h"
 #include "model/model.h"
 
 #include <math.h>
@@ -246,22 +245,10 @@ void looplm_session_stats(const looplm_session *s, looplm_stats *stats) {
 /* ---- the session file -----------------------------------------------------------------------------------------------
  */
 
-/* A number that tells models apart: a hash over the norms and the exit gate, which every training step changes. */
-static uint64_t fingerprint(const struct model *m) {
-    uint64_t hash = random_hash((uint64_t)m->weight_type, (uint64_t)m->config.hidden, (uint64_t)m->config.layers);
-    const unsigned char *bytes = (const unsigned char *)m->vectors;
-    for (size_t i = 0; i + 8 <= m->vectors_size; i += 8) {
-        uint64_t word;
-        memcpy(&word, bytes + i, 8);
-        hash = random_hash(hash, word, i);
-    }
-    return hash;
-}
-
 static char *meta_text(const looplm_session *s) {
     const looplm_session_options *o = &s->options;
     char model[20];
-    snprintf(model, sizeof model, "%016llx", (unsigned long long)fingerprint(s->model->model));
+    snprintf(model, sizeof model, "%016llx", (unsigned long long)model_fingerprint(s->model->model));
     json_t *meta =
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:i, s:f, s:I, s:b}", "format",
                   "looplm-session-1", "model", model, "exit", o->exit, "kv", o->kv, "kv_type", o->kv_type, "speculate",
@@ -358,7 +345,7 @@ int looplm_session_load(looplm_session **out, looplm_model *model, const char *p
     status = read_meta(&st, path, &saved, &json, err);
     if (!status) {
         char here[20];
-        snprintf(here, sizeof here, "%016llx", (unsigned long long)fingerprint(model->model));
+        snprintf(here, sizeof here, "%016llx", (unsigned long long)model_fingerprint(model->model));
         if (strcmp(here, saved.model) != 0)
             status = error_set(err, LOOPLM_MISMATCH,
                                "%s was saved with another model, or other weight types (%s, this one is %s); open it "

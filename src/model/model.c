@@ -5,6 +5,7 @@
  * matrix and vector starts at a multiple of 64 bytes; the head of a tied model is the embedding's own packing. */
 #include "model/model.h"
 
+#include "base/random.h"
 #include "model/model_place.h"
 #include "model/params.h"
 #include "model/safetensors.h"
@@ -12,8 +13,20 @@
 #include "tensor/quant.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define CACHE_LINE 64
+
+uint64_t model_fingerprint(const struct model *m) {
+    uint64_t hash = random_hash((uint64_t)m->weight_type, (uint64_t)m->config.hidden, (uint64_t)m->config.layers);
+    const unsigned char *bytes = (const unsigned char *)m->vectors;
+    for (size_t i = 0; i + 8 <= m->vectors_size; i += 8) {
+        uint64_t word;
+        memcpy(&word, bytes + i, 8);
+        hash = random_hash(hash, word, i);
+    }
+    return hash;
+}
 
 const char *model_weight_type_name(enum weight_type type) {
     static const char *const names[] = {

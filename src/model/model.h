@@ -58,6 +58,8 @@ int model_alloc(struct model **model, const struct model_config *config, struct 
                 looplm_error *err);
 void model_pack(struct model *model, const struct params *params);
 void model_close(struct model *model); /* NULL is allowed */
+/* A number that tells models apart: a hash over the norms and the exit gate, which every training step changes. */
+uint64_t model_fingerprint(const struct model *model);
 const char *model_weight_type_name(enum weight_type type);
 
 /* K^-0.5, the factor of attention scores. */
