@@ -25,13 +25,14 @@ enum request_state {
 };
 
 /* Why it ended. */
-#define REQUEST_REASON_MAP(X)                                              \
-    X(NONE, "none") /* it has not */                                       \
-    X(STOP, "stop") /* one of its stop ids came, the last of its tokens */ \
-    X(LENGTH, "length")                                                    \
-    X(CANCELLED, "cancelled")                                              \
-    X(DEADLINE, "deadline")                                                \
-    X(DAMAGED, "damaged") /* logits that are not finite: the model is damaged or its training diverged */
+#define REQUEST_REASON_MAP(X)                                                                             \
+    X(NONE, "none") /* it has not */                                                                      \
+    X(STOP, "stop") /* one of its stop ids came, the last of its tokens */                                \
+    X(LENGTH, "length")                                                                                   \
+    X(CANCELLED, "cancelled")                                                                             \
+    X(DEADLINE, "deadline")                                                                               \
+    X(DAMAGED, "damaged") /* logits that are not finite: the model is damaged or its training diverged */ \
+    X(REFUSED, "refused") /* by the scheduler, after a service had taken it */
 enum request_reason {
 #define X(code, name) REQUEST_ENDED_##code,
     REQUEST_REASON_MAP(X)

@@ -564,6 +564,7 @@ void scheduler_close(struct scheduler *s) {
     while (s->first) finish(s, s->first, REQUEST_ENDED_CANCELLED);
     for (int32_t i = 0; s->places && i < s->options.running_max; i++) sequence_close(s->places[i]);
     prefix_cache_close(s->cache);
+    if (s->pool) CHECK_EQ(kv_pool_available(s->pool), s->pool->n_blocks); /* invariant 5: no block is lost */
     engine_close(s->engine);
     free(s->places);
     free(s->requests);
