@@ -11,7 +11,7 @@
 #include "base/clock.h"
 #include "base/random.h"
 #include "base/spread.h"
-#include "engine/engine.h"
+#include "engine/scheduler.h"
 #include "engine/trace.h"
 
 #include <stdio.h>
@@ -20,38 +20,32 @@
 
 #define SLICES_MAX 1000
 
-/* A request: its recorded exits by position, and the ids that plain decoding gave at those depths. */
-struct request {
+/* A request of every slice: its recorded exits by position, and the ids that plain decoding gave at those depths. */
+struct job;
+struct task {
+    struct job *job;
+    int32_t number;
     uint8_t *depths;
     int32_t *ids;
-    int32_t made;
     bool recorded;
+    struct request *request; /* of this slice */
 };
 
 struct job {
     struct model *model;
     const struct bench_engine_options *options;
-    struct request *requests;
-    struct engine *engine;
-    struct sequence **streams;
-    int32_t *serves; /* [streams] the request of each, -1 none */
-    int32_t next, done, wrong;
+    struct task *tasks;
+    struct scheduler *scheduler;
+    int32_t wrong;
     int32_t loops;
     bool recorded_depths, speculates;
 };
 
-struct context {
-    struct job *job;
-    int32_t request;
-};
-
-static void take(void *context, struct sequence *s, const struct prediction *p) {
-    struct context *c = context;
-    struct request *r = &c->job->requests[c->request];
-    if (p->id < 0) return;
-    if (!r->recorded) r->ids[r->made] = p->id;
-    c->job->wrong += r->ids[r->made] != p->id;
-    if (++r->made == c->job->options->tokens) sequence_generate(s, false);
+static void take(void *context, struct request *r, const struct prediction *p) {
+    struct task *t = context;
+    int32_t i = request_made(r) - 1;
+    if (!t->recorded) t->ids[i] = p->id;
+    t->job->wrong += t->ids[i] != p->id;
 }
 
 /* Right with the probability asked for, the same at every loop. */
@@ -59,104 +53,109 @@ static int32_t force(void *context, struct sequence *s, int32_t position, int32_
     (void)s;
     (void)loops;
     (void)id;
-    const struct context *c = context;
-    int32_t n = position - c->job->options->prompt, vocab = c->job->model->config.vocab;
-    int32_t right = n < c->job->options->tokens ? c->job->requests[c->request].ids[n] : 0;
-    bool hit = random_unit(random_hash(17, (uint64_t)c->request, (uint64_t)n)) < (float)c->job->options->acceptance;
+    const struct request *r = context;
+    const struct task *t = r->options.context;
+    const struct bench_engine_options *o = t->job->options;
+    int32_t n = position - o->prompt, vocab = t->job->model->config.vocab;
+    int32_t right = n < o->tokens ? t->ids[n] : 0;
+    bool hit = random_unit(random_hash(17, (uint64_t)t->number, (uint64_t)n)) < (float)o->acceptance;
     return hit ? right : (right + 1) % vocab;
 }
 
 /* ---- serving ---------------------------------------------------------------------------------------------------- */
 
-static int begin_request(struct job *j, int32_t stream, struct context *contexts, looplm_error *err) {
+static int submit_task(struct job *j, struct task *t, looplm_error *err) {
     const struct bench_engine_options *o = j->options;
-    int32_t request = j->next++, prompt[64];
-    contexts[stream] = (struct context){j, request};
-    j->serves[stream] = request;
-    struct request *r = &j->requests[request];
-    r->made = 0;
-    struct sequence_options options = {.rule = {.kind = EXIT_LOOPS, .loops = j->loops},
-                                       .capacity = o->prompt + o->tokens + 1,
-                                       .sampler = {0, 1, 0, 0, 1, 0},
-                                       .depths = j->recorded_depths ? r->depths : NULL,
-                                       .speculate = j->speculates ? SPECULATE_WAVEFRONT : SPECULATE_OFF,
-                                       .on_prediction = take,
-                                       .on_proposal = j->speculates ? force : NULL,
-                                       .context = &contexts[stream]};
-    int status = sequence_open(&j->streams[stream], j->engine, &options, err);
-    if (status) return status;
+    int32_t prompt[64];
     for (int32_t i = 0; i < o->prompt; i++)
-        prompt[i] = (int32_t)(random_hash(3, (uint64_t)request, (uint64_t)i) % (uint64_t)j->model->config.vocab);
-    sequence_generate(j->streams[stream], true);
-    return sequence_feed(j->streams[stream], prompt, NULL, o->prompt, err);
+        prompt[i] = (int32_t)(random_hash(3, (uint64_t)t->number, (uint64_t)i) % (uint64_t)j->model->config.vocab);
+    struct request_options options = {.prompt = prompt,
+                                      .n_prompt = o->prompt,
+                                      .tokens_max = o->tokens,
+                                      .rule = {.kind = EXIT_LOOPS, .loops = j->loops},
+                                      .sampler = {0, 1, 0, 0, 1, 0},
+                                      .depths = j->recorded_depths ? t->depths : NULL,
+                                      .speculate = j->speculates ? SPECULATE_WAVEFRONT : SPECULATE_OFF,
+                                      .on_token = take,
+                                      .on_proposal = j->speculates ? force : NULL,
+                                      .context = t};
+    int status = request_open(&t->request, &options, err);
+    return status ? status : scheduler_submit(j->scheduler, t->request, err);
 }
 
-static void end_request(struct job *j, int32_t stream) {
-    j->requests[j->serves[stream]].recorded = true;
-    sequence_close(j->streams[stream]);
-    j->streams[stream] = NULL;
-    j->serves[stream] = -1;
-    j->done++;
-}
-
-/* Serves all requests. `seconds` and `tokens` count from when every stream has begun to when the last request is taken
- * up (or to the end, with as many streams as requests), so that neither filling nor draining is measured. */
-static int serve(struct job *j, double *seconds, int64_t *tokens, struct engine_counters *counters, looplm_error *err) {
+static int open_scheduler(struct job *j, looplm_error *err) {
     const struct bench_engine_options *o = j->options;
-    struct context *contexts = calloc((size_t)o->streams, sizeof *contexts);
-    int status = contexts ? 0 : error_set(err, LOOPLM_MEMORY, "out of memory");
-    struct engine_options options = {.rows_max = 512,
-                                     .sequences_max = o->streams,
-                                     .kv_positions = (int64_t)o->streams * (o->prompt + o->tokens + KV_BLOCK),
-                                     .planes = j->loops,
-                                     .kv_type = o->kv_type};
-    if (!status) status = engine_open(&j->engine, j->model, &options, err);
-    struct trace *trace = NULL;
-    if (!status && o->trace && (j->recorded_depths || j->speculates)) status = trace_open(&trace, o->trace, err);
-    if (!status) engine_set_trace(j->engine, trace);
-    for (int32_t i = 0; i < o->streams; i++) j->serves[i] = -1;
-    j->next = j->done = 0;
-    double begin = 0, end = 0;
+    struct scheduler_options options = {.running_max = o->streams,
+                                        .waiting_max = o->requests,
+                                        .context = o->prompt + o->tokens,
+                                        .kv_positions = (int64_t)o->streams * (o->prompt + o->tokens + KV_BLOCK),
+                                        .planes = j->loops,
+                                        .kv_type = o->kv_type,
+                                        .rows_max = o->streams + 512,
+                                        .prefill_rows = 512,
+                                        .prefix_cache = true};
+    int status = scheduler_open(&j->scheduler, j->model, &options, err);
+    for (int32_t i = 0; i < o->requests && !status; i++) status = submit_task(j, &j->tasks[i], err);
+    return status;
+}
+
+static struct engine_counters since(struct engine_counters now, const struct engine_counters *first) {
+    now.passes -= first->passes;
+    now.rows -= first->rows;
+    now.heads -= first->heads;
+    now.head_rows -= first->head_rows;
+    now.predictions -= first->predictions;
+    now.pass_s -= first->pass_s;
+    now.head_s -= first->head_s;
+    return now;
+}
+
+/* From when every stream has begun to when the last request is taken up (or to the end, with as many streams as
+ * requests), so that neither filling nor draining is measured. total_s is that of the scheduler's steps. */
+static int measure(struct job *j, double *seconds, struct engine_counters *counters, looplm_error *err) {
+    const struct bench_engine_options *o = j->options;
+    const struct engine_counters *c = engine_counters(scheduler_engine(j->scheduler));
+    double begin = 0, end = 0, steps = 0;
     struct engine_counters first = {0};
-    while (!status && j->done < o->requests) {
-        for (int32_t i = 0; i < o->streams && !status; i++)
-            if (j->serves[i] < 0 && j->next < o->requests) status = begin_request(j, i, contexts, err);
-        bool ran;
-        if (!status) status = engine_step(j->engine, &ran, err);
-        if (status) break;
-        if (begin == 0 && engine_counters(j->engine)->predictions >= o->streams) {
+    int status = 0;
+    for (bool busy = true; busy && !status;) {
+        status = scheduler_step(j->scheduler, &busy, err);
+        struct scheduler_counters s = scheduler_counters(j->scheduler);
+        if (begin == 0 && c->predictions >= o->streams) {
             begin = clock_seconds();
-            first = *engine_counters(j->engine);
+            first = *c;
+            steps = s.step_s;
         }
-        bool draining = j->next == o->requests && o->requests > o->streams;
-        if (end == 0 && draining) {
-            end = clock_seconds();
-            *counters = *engine_counters(j->engine);
-        }
-        for (int32_t i = 0; i < o->streams; i++)
-            if (j->serves[i] >= 0 && j->requests[j->serves[i]].made == o->tokens) end_request(j, i);
-    }
-    if (!status && end == 0) {
+        bool draining = s.admitted == o->requests && o->requests > o->streams;
+        if (end > 0 || !(draining || !busy)) continue;
         end = clock_seconds();
-        *counters = *engine_counters(j->engine);
+        *counters = since(*c, &first);
+        counters->total_s = s.step_s - steps;
     }
-    for (int32_t i = 0; i < o->streams; i++) sequence_close(j->streams[i]);
-    memset(j->streams, 0, (size_t)o->streams * sizeof *j->streams);
-    engine_close(j->engine);
+    *seconds = end - begin;
+    return status;
+}
+
+static int serve(struct job *j, double *seconds, struct engine_counters *counters, struct scheduler_counters *scheduled,
+                 looplm_error *err) {
+    const struct bench_engine_options *o = j->options;
+    struct trace *trace = NULL;
+    int status = open_scheduler(j, err);
+    if (!status && o->trace && (j->recorded_depths || j->speculates)) status = trace_open(&trace, o->trace, err);
+    if (!status) {
+        engine_set_trace(scheduler_engine(j->scheduler), trace);
+        status = measure(j, seconds, counters, err);
+    }
+    if (!status) *scheduled = scheduler_counters(j->scheduler);
+    scheduler_close(j->scheduler);
+    for (int32_t i = 0; i < o->requests; i++) {
+        j->tasks[i].recorded = true;
+        request_close(j->tasks[i].request);
+        j->tasks[i].request = NULL;
+    }
     looplm_error ignored;
     int closed = trace_close(trace, status ? &ignored : err);
-    free(contexts);
-    if (status || closed) return status ? status : closed;
-    *seconds = end - begin;
-    *tokens = counters->predictions - first.predictions;
-    counters->passes -= first.passes;
-    counters->rows -= first.rows;
-    counters->heads -= first.heads;
-    counters->head_rows -= first.head_rows;
-    counters->pass_s -= first.pass_s;
-    counters->head_s -= first.head_s;
-    counters->total_s -= first.total_s;
-    return 0;
+    return status ? status : closed;
 }
 
 /* ---- the report ------------------------------------------------------------------------------------------------- */
@@ -164,6 +163,7 @@ static int serve(struct job *j, double *seconds, int64_t *tokens, struct engine_
 struct way {
     double rate[SLICES_MAX], pass[SLICES_MAX], head[SLICES_MAX], scheduling[SLICES_MAX];
     struct engine_counters counters; /* of the last slice */
+    struct scheduler_counters scheduled;
     int64_t tokens;
 };
 
@@ -174,9 +174,10 @@ static int run_slice(struct job *j, struct way *w, int slice, bool plain, looplm
     j->recorded_depths = !plain && o->acceptance < 0;
     /* Speculation must repeat the plain ids; at other depths they are others. */
     if (!j->speculates)
-        for (int32_t i = 0; i < o->requests; i++) j->requests[i].recorded = false;
-    int status = serve(j, &seconds, &w->tokens, &w->counters, err);
+        for (int32_t i = 0; i < o->requests; i++) j->tasks[i].recorded = false;
+    int status = serve(j, &seconds, &w->counters, &w->scheduled, err);
     if (status) return status;
+    w->tokens = w->counters.predictions;
     const struct engine_counters *c = &w->counters;
     w->rate[slice] = (double)w->tokens / seconds;
     w->pass[slice] = c->pass_s / (double)c->passes;
@@ -196,7 +197,14 @@ static void print_counters(const char *name, const struct way *w, int32_t loops)
     for (int n = 1; n < ENGINE_ROWS_COUNTED; n++)
         if (c->passes_of[n])
             printf("  %d%s: %lld", n, n + 1 == ENGINE_ROWS_COUNTED ? "+" : "", (long long)c->passes_of[n]);
-    printf("\n");
+    const struct scheduler_counters *s = &w->scheduled;
+    printf("\n  requests: %lld admitted, %lld preempted, %d at once; queue %.2f s on average, %.2f at most\n",
+           (long long)s->admitted, (long long)s->preemptions, s->running_most,
+           s->admitted ? s->queue_s / (double)s->admitted : 0, s->queue_s_max);
+    printf("  KV blocks: %lld of %lld at most; positions: %lld from the prefix cache (%lld hits, %lld evictions), "
+           "%lld shared, %lld replayed\n",
+           (long long)s->blocks_max, (long long)s->blocks, (long long)s->cached, (long long)s->hits,
+           (long long)s->evictions, (long long)s->shared, (long long)s->replayed);
     if (c->proposals[0] + c->proposals[1] == 0) return;
     printf("  proposals");
     for (int i = 0; i < ENGINE_PROPOSALS && i + 1 < loops; i++)
@@ -250,19 +258,19 @@ static uint8_t depth_of(double mean, int32_t loops, int32_t request, int32_t pos
     return (uint8_t)loops;
 }
 
-static int make_requests(struct job *j, looplm_error *err) {
+static int make_tasks(struct job *j, looplm_error *err) {
     const struct bench_engine_options *o = j->options;
-    j->requests = calloc((size_t)o->requests, sizeof *j->requests);
-    j->streams = calloc((size_t)o->streams, sizeof(struct sequence *));
-    j->serves = malloc((size_t)o->streams * sizeof *j->serves);
-    if (!j->requests || !j->streams || !j->serves) return error_set(err, LOOPLM_MEMORY, "out of memory");
+    j->tasks = calloc((size_t)o->requests, sizeof *j->tasks);
+    if (!j->tasks) return error_set(err, LOOPLM_MEMORY, "out of memory");
     for (int32_t i = 0; i < o->requests; i++) {
-        size_t capacity = (size_t)(o->prompt + o->tokens + 1);
-        j->requests[i].depths = malloc(capacity);
-        j->requests[i].ids = calloc((size_t)o->tokens, sizeof(int32_t));
-        if (!j->requests[i].depths || !j->requests[i].ids) return error_set(err, LOOPLM_MEMORY, "out of memory");
+        struct task *t = &j->tasks[i];
+        size_t capacity = (size_t)(o->prompt + o->tokens);
+        *t = (struct task){.job = j, .number = i};
+        t->depths = malloc(capacity);
+        t->ids = calloc((size_t)o->tokens, sizeof(int32_t));
+        if (!t->depths || !t->ids) return error_set(err, LOOPLM_MEMORY, "out of memory");
         for (size_t p = 0; p < capacity; p++)
-            j->requests[i].depths[p] =
+            t->depths[p] =
                 o->mean_depth >= j->loops ? (uint8_t)j->loops : depth_of(o->mean_depth, j->loops, i, (int32_t)p);
     }
     return 0;
@@ -271,7 +279,7 @@ static int make_requests(struct job *j, looplm_error *err) {
 int bench_engine(struct model *model, const struct bench_engine_options *o, json_t *results, looplm_error *err) {
     static struct way plain, other;
     struct job j = {.model = model, .options = o, .loops = model->config.loops};
-    int status = make_requests(&j, err);
+    int status = make_tasks(&j, err);
     for (int i = 0; i < o->slices && !status; i++) {
         bool other_first = i % 2 && o->acceptance >= 0;
         if (!other_first) status = run_slice(&j, &plain, i, true, err);
@@ -279,12 +287,10 @@ int bench_engine(struct model *model, const struct bench_engine_options *o, json
         if (!status && other_first) status = run_slice(&j, &plain, i, true, err);
     }
     if (!status) report(&j, &plain, &other, results);
-    for (int32_t i = 0; j.requests && i < o->requests; i++) {
-        free(j.requests[i].depths);
-        free(j.requests[i].ids);
+    for (int32_t i = 0; j.tasks && i < o->requests; i++) {
+        free(j.tasks[i].depths);
+        free(j.tasks[i].ids);
     }
-    free(j.requests);
-    free(j.streams);
-    free(j.serves);
+    free(j.tasks);
     return status;
 }
