@@ -99,14 +99,28 @@ static int open_scheduler(struct job *j, looplm_error *err) {
     return status;
 }
 
+/* What was counted since `first`. */
 static struct engine_counters since(struct engine_counters now, const struct engine_counters *first) {
-    now.passes -= first->passes;
-    now.rows -= first->rows;
-    now.heads -= first->heads;
-    now.head_rows -= first->head_rows;
-    now.predictions -= first->predictions;
-    now.pass_s -= first->pass_s;
-    now.head_s -= first->head_s;
+    struct engine_counters *c = &now;
+    int64_t *const whole[] = {&c->passes,      &c->rows,         &c->heads,    &c->head_rows,   &c->lends,
+                              &c->predictions, &c->guessed_rows, &c->replaced, &c->dropped_rows};
+    const int64_t whole_first[] = {first->passes,       first->rows,     first->heads,
+                                   first->head_rows,    first->lends,    first->predictions,
+                                   first->guessed_rows, first->replaced, first->dropped_rows};
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) *whole[i] -= whole_first[i];
+    for (int i = 0; i < ENGINE_PROPOSALS; i++) {
+        c->proposals[i] -= first->proposals[i];
+        c->verified[i] -= first->verified[i];
+        c->accepted[i] -= first->accepted[i];
+    }
+    for (int i = 0; i < MODEL_LOOPS_MAX; i++) c->loops[i] -= first->loops[i];
+    for (int i = 0; i < ENGINE_ROWS_COUNTED; i++) {
+        c->passes_of[i] -= first->passes_of[i];
+        c->pass_s_of[i] -= first->pass_s_of[i];
+    }
+    c->guessed_used -= first->guessed_used;
+    c->pass_s -= first->pass_s;
+    c->head_s -= first->head_s;
     return now;
 }
 
@@ -193,10 +207,11 @@ static void print_counters(const char *name, const struct way *w, int32_t loops)
            c->heads ? (double)c->head_rows / (double)c->heads : 0, (long long)c->lends);
     printf("  tokens by loops:");
     for (int32_t r = 0; r < loops; r++) printf("  %d: %lld", r + 1, (long long)c->loops[r]);
-    printf("\n  passes by rows:");
+    printf("\n  passes by rows, and a pass:");
     for (int n = 1; n < ENGINE_ROWS_COUNTED; n++)
         if (c->passes_of[n])
-            printf("  %d%s: %lld", n, n + 1 == ENGINE_ROWS_COUNTED ? "+" : "", (long long)c->passes_of[n]);
+            printf("  %d%s: %lld, %.2f ms", n, n + 1 == ENGINE_ROWS_COUNTED ? "+" : "", (long long)c->passes_of[n],
+                   1e3 * c->pass_s_of[n] / (double)c->passes_of[n]);
     const struct scheduler_counters *s = &w->scheduled;
     printf("\n  requests: %lld admitted, %lld preempted, %d at once; queue %.2f s on average, %.2f at most\n",
            (long long)s->admitted, (long long)s->preemptions, s->running_most,
@@ -205,12 +220,14 @@ static void print_counters(const char *name, const struct way *w, int32_t loops)
            "%lld shared, %lld replayed\n",
            (long long)s->blocks_max, (long long)s->blocks, (long long)s->cached, (long long)s->hits,
            (long long)s->evictions, (long long)s->shared, (long long)s->replayed);
-    if (c->proposals[0] + c->proposals[1] == 0) return;
+    if (c->proposals[0] + c->proposals[1] + c->proposals[2] == 0) return;
     printf("  proposals");
     for (int i = 0; i < ENGINE_PROPOSALS && i + 1 < loops; i++)
-        printf("%s after loop %d: %lld, right %lld", i ? ";" : "", i + 1, (long long)c->proposals[i],
-               (long long)c->accepted[i]);
-    printf("; %lld replaced, %lld rows dropped\n", (long long)c->replaced, (long long)c->dropped_rows);
+        printf("%s after loop %d: %lld, right %lld of %lld", i ? ";" : "", i + 1, (long long)c->proposals[i],
+               (long long)c->accepted[i], (long long)c->verified[i]);
+    printf("; %lld replaced\n  guessed rows: %lld, %.0f expected to be used, %lld used, %lld dropped\n",
+           (long long)c->replaced, (long long)c->guessed_rows, c->guessed_used,
+           (long long)(c->guessed_rows - c->dropped_rows), (long long)c->dropped_rows);
 }
 
 static void report(const struct job *j, struct way *plain, struct way *other, json_t *results) {

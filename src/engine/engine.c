@@ -103,8 +103,9 @@ static bool undecided(const struct slot *slot) {
 
 /* Plans one sequence, and remembers the first in the engine's order that lacks blocks. Returns the rows it got. */
 static int32_t plan(struct engine *e, int32_t i, int32_t chunk, int32_t *starved) {
-    int32_t room = e->options.rows_max - e->n_rows;
+    int32_t room = e->options.rows_max - e->n_certain;
     int32_t n = room > 0 ? sequence_plan(e->sequences[i], room, chunk < room ? chunk : room) : 0;
+    if (n > 0) e->n_certain += n;
     if (n >= 0) return n;
     if (*starved < 0 || i < *starved) *starved = i;
     return 0;
@@ -134,7 +135,8 @@ static bool collect_prompts(struct engine *e, int32_t *starved) {
  * when none does. */
 static int32_t collect_round(struct engine *e) {
     int32_t starved = -1;
-    e->n_runs = e->n_rows = 0;
+    e->n_certain = 0;
+    for (int32_t i = 0; i < e->n_sequences; i++) e->sequences[i]->n_enter = 0;
     bool prompts_first = e->prompts_wait >= PROMPTS_WAIT_MAX, nothing = false;
     if (prompts_first) nothing = collect_prompts(e, &starved);
     collect_decoding(e, &starved);
@@ -147,6 +149,9 @@ static int collect_rows(struct engine *e, looplm_error *err) {
     int32_t starved = collect_round(e);
     while (starved >= 0 && e->reclaim && e->reclaim(e->reclaim_context, e->sequences[starved]))
         starved = collect_round(e);
+    speculate_fill(e);
+    e->n_runs = e->n_rows = 0;
+    for (int32_t i = 0; i < e->n_sequences; i++) sequence_enter(e->sequences[i]);
     if (e->n_sequences) e->next = (e->next + 1) % e->n_sequences;
     if (e->n_rows == 0 && starved >= 0)
         return error_set(err, LOOPLM_LIMIT,
@@ -209,6 +214,11 @@ static void count_rows(struct engine *e, double seconds) {
     }
 }
 
+static double seconds_since(const struct engine *e, double begin, int32_t rows, bool head) {
+    if (e->options.pretend) return e->options.pretend(e->options.pretend_context, rows, head);
+    return clock_seconds() - begin;
+}
+
 static void run_stack(struct engine *e) {
     pass_clear(&e->pass);
     record_inputs(e);
@@ -218,11 +228,12 @@ static void run_stack(struct engine *e) {
     record_outputs(e);
     double begin = clock_seconds();
     e->model->backend->execute(e->model->backend, &e->pass);
-    double seconds = clock_seconds() - begin;
-    if (e->n_rows <= SPECULATE_ROWS_MAX) cost_add(&e->pass_cost, e->n_rows, seconds);
+    double seconds = seconds_since(e, begin, e->n_rows, false);
+    int32_t counted = e->n_rows < ENGINE_ROWS_COUNTED ? e->n_rows : ENGINE_ROWS_COUNTED - 1;
     e->counters.pass_s += seconds;
     e->counters.passes++;
-    e->counters.passes_of[e->n_rows < ENGINE_ROWS_COUNTED ? e->n_rows : ENGINE_ROWS_COUNTED - 1]++;
+    e->counters.passes_of[counted]++;
+    e->counters.pass_s_of[counted] += seconds;
     if (e->trace) trace_pass(e->trace, e, begin, begin + seconds);
     e->counters.rows += e->n_rows;
     count_rows(e, seconds);
@@ -250,12 +261,18 @@ static void read_head(struct engine *e, const int32_t *rows, int32_t n) {
                      .logits = e->logits, .ld = c->vocab, .lse = e->lse, .max = e->max, .rows = n, .vocab = c->vocab}});
     double begin = clock_seconds();
     e->model->backend->execute(e->model->backend, &e->pass);
-    double seconds = clock_seconds() - begin;
-    cost_add(&e->head_cost, n, seconds);
+    double seconds = seconds_since(e, begin, n, true);
     e->counters.head_s += seconds;
     e->counters.heads++;
     e->counters.head_rows += n;
     for (int32_t i = 0; i < n; i++) e->rows[rows[i]].sequence->counters.compute_s += seconds / n;
+}
+
+/* What a read costs speculation: choosing ids from it included, which for a small model takes as long. */
+static void head_took(struct engine *e, double begin, int32_t rows) {
+    double seconds = seconds_since(e, begin, rows, true);
+    cost_add(&e->head_cost, rows, seconds);
+    e->heads_s += seconds;
 }
 
 static real *logits_of(const struct engine *e, int32_t head_row) {
@@ -370,6 +387,7 @@ static void take_logits(struct engine *e, int32_t row, const real *logits, real 
 /* The head of a group of rows whose rule looks at it. Under conf the same read predicts or proposes; mix predicts from
  * the sum over its loops. */
 static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
+    double begin = clock_seconds();
     read_head(e, rows, n);
     for (int32_t i = 0; i < n; i++) {
         if (!row_live(e, rows[i])) continue;
@@ -379,13 +397,14 @@ static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
         bool mix = s->options.rule.kind == EXIT_MIX;
         if (mix) mix_add(e, s, slot, i);
         if (!settle_row(e, rows[i], &evidence)) {
-            if (speculate_wants(e, s, slot)) take_logits(e, rows[i], logits_of(e, i), e->lse[i]);
+            if (speculate_wants(e, s, slot, true)) take_logits(e, rows[i], logits_of(e, i), e->lse[i]);
         } else if (mix) {
             e->heads[e->n_heads++] = rows[i];
         } else {
             take_logits(e, rows[i], logits_of(e, i), e->lse[i]);
         }
     }
+    head_took(e, begin, n);
 }
 
 /* Rows whose rule looks at the head go through it in groups; the others are settled by the gate or the distance alone.
@@ -406,7 +425,8 @@ static void settle_rows(struct engine *e) {
         } else {
             struct exit_evidence evidence = {.distance = (float)e->distance[row]};
             bool predicts = settle_row(e, row, &evidence);
-            if (predicts || speculate_wants(e, e->rows[row].sequence, row_slot(e, row))) e->heads[e->n_heads++] = row;
+            if (predicts || speculate_wants(e, e->rows[row].sequence, row_slot(e, row), false))
+                e->heads[e->n_heads++] = row;
         }
     }
     if (n > 0) settle_group(e, group, n);
@@ -443,13 +463,17 @@ static void predict_rows(struct engine *e) {
     }
     for (int32_t i = 0; i < n; i += ENGINE_HEAD_ROWS) {
         int32_t group = n - i < ENGINE_HEAD_ROWS ? n - i : ENGINE_HEAD_ROWS;
+        double begin = clock_seconds();
         read_head(e, e->heads + i, group);
         for (int32_t j = 0; j < group; j++) take_logits(e, e->heads[i + j], logits_of(e, j), e->lse[j]);
+        head_took(e, begin, group);
     }
 }
 
 static int step(struct engine *e, bool *ran, looplm_error *err) {
+    double start = clock_seconds();
     *ran = false;
+    e->heads_s = 0;
     for (int32_t i = 0; i < e->n_sequences; i++) {
         if (!predict_held(e, e->sequences[i])) continue;
         sequence_sweep(e->sequences[i]);
@@ -467,6 +491,10 @@ static int step(struct engine *e, bool *ran, looplm_error *err) {
         trace_heads(e->trace, begin, clock_seconds(), e->counters.head_rows - heads,
                     e->counters.predictions - predictions);
     for (int32_t i = 0; i < e->n_sequences; i++) sequence_sweep(e->sequences[i]);
+    /* What is neither stack nor head counts as the pass's: with a small model it is not little. */
+    cost_add(&e->pass_cost, e->n_rows,
+             e->options.pretend ? seconds_since(e, 0, e->n_rows, false) : clock_seconds() - start - e->heads_s);
+    speculate_account(e);
     return 0;
 }
 

@@ -33,7 +33,10 @@ struct engine_options {
     int64_t kv_positions; /* positions that the pool holds at `planes` loops */
     int32_t planes;       /* loops that the pool is sized for */
     enum kv_type kv_type;
-    bool poison; /* tests: freed KV blocks are filled with NaN */
+    bool poison;                                                     /* tests: freed KV blocks are filled with NaN */
+    double (*pretend)(const void *context, int32_t rows, bool head); /* tests: seconds of a pass or a head read of so
+                                                                        many rows, in place of the clock's */
+    const void *pretend_context;
 };
 int engine_open(struct engine **engine, struct model *model, const struct engine_options *options, looplm_error *err);
 void engine_close(struct engine *engine); /* every sequence must be closed */
@@ -142,11 +145,15 @@ int engine_step(struct engine *engine, bool *ran, looplm_error *err);
 #define ENGINE_ROWS_COUNTED 65
 struct engine_counters {
     int64_t passes, rows, heads, head_rows, lends;
-    int64_t proposals[ENGINE_PROPOSALS], accepted[ENGINE_PROPOSALS]; /* by the loop after which they were made */
+    /* By the loop after which they were made: proposals, those whose truth came out, those that were right. */
+    int64_t proposals[ENGINE_PROPOSALS], verified[ENGINE_PROPOSALS], accepted[ENGINE_PROPOSALS];
+    int64_t guessed_rows;           /* rows run whose own id was a proposal then */
+    double guessed_used;            /* of them, those expected to be used */
     int64_t replaced, dropped_rows; /* proposals a deeper loop replaced; rows run for nothing */
     int64_t predictions;
     int64_t loops[MODEL_LOOPS_MAX];         /* predictions by their loops, from 1: loops[0] counts those of one */
     int64_t passes_of[ENGINE_ROWS_COUNTED]; /* passes by their rows, the last: that many and more */
+    double pass_s_of[ENGINE_ROWS_COUNTED];  /* their time */
     double pass_s, head_s, total_s;         /* time in the stack, in the head, and in engine_step */
 };
 const struct engine_counters *engine_counters(const struct engine *engine);

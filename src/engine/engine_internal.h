@@ -20,6 +20,7 @@ struct slot {
     bool waiting;      /* it has left (full policy) and runs on only when dragged along */
     bool enters;       /* in the pass being built */
     bool held;         /* it predicted before its own id was certain: its logits wait in the sequence's `kept` */
+    bool studied;      /* its head is read after every loop, to learn how often each is right */
     real lse;          /* of a held prediction */
     int32_t proposals[SPECULATE_DEPTHS]; /* the next id by the head after loop 1, 2, ..; -1 where it was not read */
     struct exit_state exit;
@@ -29,7 +30,9 @@ struct slot {
 /* What a sequence has learned about its proposals. */
 struct speculation {
     float accepted[SPECULATE_DEPTHS]; /* running share of the proposals after loop 1, 2, .. that came true */
-    int32_t wait, waited;             /* while it does not pay: tokens between two tries, tokens since the last */
+    int32_t seen[SPECULATE_DEPTHS];   /* proposals that it comes from */
+    float loops;                      /* running mean of the loops after which rows predicted */
+    int32_t waited;                   /* rows since the last one that was studied */
 };
 
 struct sequence {
@@ -46,6 +49,7 @@ struct sequence {
     int32_t n_given;      /* ids up to the last one that was fed */
     int32_t n_proposed;   /* ids[n_ids ..] that a row still on its way proposes (speculate.c) */
     struct speculation speculation;
+    int32_t n_enter, end; /* of the pass being planned: rows that enter it, all at positions below end */
     bool generating, settling;
     bool draining;      /* nothing new begins */
     bool tail_sampled;  /* the last id was generated: it runs when more is wanted */
@@ -66,9 +70,11 @@ struct pass_row {
     int32_t slot;
 };
 
-/* Time as a line over rows, t = base + slope n, fitted with forgetting. */
-struct cost_line {
-    double weight, n, t, nn, nt;
+/* Seconds that so many rows take: a running mean for each number, since one more row may cost nothing, or a whole tile.
+ */
+struct cost_table {
+    double seconds[ENGINE_ROWS_COUNTED], doubt[ENGINE_ROWS_COUNTED]; /* doubt: 1 falling to 0 while untried */
+    int32_t seen[ENGINE_ROWS_COUNTED], last;                         /* the number measured last */
 };
 
 struct engine {
@@ -82,30 +88,39 @@ struct engine {
     void *reclaim_context;
     int32_t n_sequences, next; /* where the next pass starts looking */
     /* the pass being built */
-    struct run *runs;      /* [rows_max] */
-    struct pass_row *rows; /* [rows_max] */
-    int32_t *indices;      /* [rows_max] rows of sequence.h */
-    real *distance;        /* [rows_max] */
-    int32_t n_runs, n_rows;
-    int32_t prompts_wait; /* passes since a prompt last got a row, while there are any */
+    struct run *runs;                  /* [rows_max] */
+    struct pass_row *rows;             /* [rows_max] */
+    int32_t *indices;                  /* [rows_max] rows of sequence.h */
+    real *distance;                    /* [rows_max] */
+    int32_t n_runs, n_rows, n_certain; /* of the rows, those whose ids are certain */
+    int32_t prompts_wait;              /* passes since a prompt last got a row, while there are any */
     /* after the pass */
     struct kv_lend *lends; /* [lends_max] */
     int32_t n_lends, lends_max;
     int32_t *heads; /* [rows_max] pass rows whose head is read */
     int32_t n_heads;
-    real *head_h, *logits, *lse, *max;     /* [ENGINE_HEAD_ROWS, D], [.., V], [..], [..] */
-    struct cost_line pass_cost, head_cost; /* seconds by rows */
-    struct trace *trace;                   /* NULL: none */
+    real *head_h, *logits, *lse, *max; /* [ENGINE_HEAD_ROWS, D], [.., V], [..], [..] */
+    struct cost_table pass_cost, head_cost;
+    double heads_s; /* of this pass */
+    double spent, used,
+        pass_used;       /* running sums of seconds of passes and of rows expected to be used; those of this pass */
+    struct trace *trace; /* NULL: none */
     int32_t n_opened;
     struct engine_counters counters;
 };
 
 /* ---- sequence.c ------------------------------------------------------------------------------------------------- */
 
-/* Gives waiting ids their slots (at most `chunk`) and collects the rows that are ready into the engine's pass (at most
- * `room`). Returns rows added, 0 when none is ready or none fits, -1 when blocks are missing. May be called again for
+/* Gives waiting ids their slots (at most `chunk`) and counts the certain rows that are ready for the pass (n_enter, at
+ * most `room`). Returns them, 0 when none is ready or none fits, -1 when blocks are missing. May be called again for
  * the same pass when it is collected anew. */
 int32_t sequence_plan(struct sequence *sequence, int32_t room, int32_t chunk);
+/* Rows that enter when positions below `end` may. */
+int32_t sequence_rows(struct sequence *sequence, int32_t end);
+/* Gives the next proposed id a slot, if there is one to give; blocks that others may need are not taken for it. */
+void sequence_open_guess(struct sequence *sequence);
+/* Puts the planned rows into the engine's pass. */
+void sequence_enter(struct sequence *sequence);
 /* The slot has been through a pass: counts the loop and advances its exit distribution. */
 void slot_advance(struct sequence *sequence, struct slot *slot, float lambda);
 /* Drops slots that are finished, keeping the order. */
@@ -125,9 +140,15 @@ real *sequence_kept(const struct sequence *sequence, int32_t position);
 
 /* ---- speculate.c ------------------------------------------------------------------------------------------------ */
 
-void speculation_begin(struct speculation *speculation);
-/* The head is to be read after this loop, to propose the next id. */
-bool speculate_wants(const struct engine *engine, const struct sequence *sequence, const struct slot *slot);
+void speculation_begin(struct speculation *speculation, int32_t loops);
+/* A slot that predicts was opened: whether it is studied. */
+bool speculate_studies(struct sequence *sequence);
+/* After the certain rows: raises `end` of sequences so that guessed rows enter the pass where they are worth it. */
+void speculate_fill(struct engine *engine);
+/* The head is to be read after this loop, to propose the next id; `read`: it has been, for another reason. */
+bool speculate_wants(const struct engine *engine, const struct sequence *sequence, const struct slot *slot, bool read);
+/* The pass is over. */
+void speculate_account(struct engine *engine);
 /* A slot may open behind rows that are still on their way. */
 bool speculate_may_open(const struct sequence *sequence);
 /* The row's head says `id` comes next; `exact`: it has left, so it does if the row's own id is certain. */
@@ -135,8 +156,7 @@ void speculate_propose(struct sequence *sequence, struct slot *slot, int32_t id,
 /* The certain next id of the last certain position: the proposal comes true, or what runs behind it is dropped. slot:
  * the row that predicted. */
 void speculate_verify(struct sequence *sequence, const struct slot *slot, int32_t id);
-void cost_add(struct cost_line *line, double n, double seconds);
-double cost_slope(const struct cost_line *line); /* seconds for one more row, at least 0 */
-double cost_at(const struct cost_line *line, double n);
+void cost_add(struct cost_table *table, int32_t n, double seconds);
+double cost_at(const struct cost_table *table, int32_t n);
 
 #endif

@@ -43,6 +43,12 @@ int sequence_options_check(const struct engine *engine, struct sequence_options 
         return error_set(err, LOOPLM_UNSUPPORTED, "adaptive prefill needs the KV policy last-exited");
     if (options->score && options->speculate != SPECULATE_OFF)
         return error_set(err, LOOPLM_UNSUPPORTED, "scoring knows every id: there is nothing to speculate about");
+    if (options->speculate != SPECULATE_OFF && options->policy != KV_POLICY_LAST_EXITED &&
+        options->policy != KV_POLICY_FULL)
+        return error_set(
+            err, LOOPLM_UNSUPPORTED,
+            "speculation needs the KV policy last-exited or full: a row that reads what an earlier token's "
+            "last loop left cannot run ahead of it");
     int status = sampler_options_check(&options->sampler, err);
     if (!status) status = exit_rule_resolve(&options->rule, c->loops, c->exit_gate, planes, err);
     if (!status && *planes > engine->options.planes)
@@ -64,7 +70,7 @@ static void sequence_begin(struct sequence *s, const struct sequence_options *op
     CHECK_LE(s->n_kept, s->n_kept_max);
     sequence_release(s);
     kv_reuse(&s->kv, options->policy, planes);
-    speculation_begin(&s->speculation);
+    speculation_begin(&s->speculation, s->last);
     s->counters = (struct sequence_counters){0};
 }
 
@@ -271,6 +277,7 @@ static void slot_open(struct sequence *s, int32_t position, bool last_of_ids) {
     *slot = (struct slot){.position = position, .target = s->targets[position], .row = s->free_rows[--s->n_free_rows]};
     slot->predicts = s->options.score || (last_of_ids && s->generating);
     slot->exit = exit_begin();
+    slot->studied = slot->predicts && speculate_studies(s);
     for (int i = 0; i < SPECULATE_DEPTHS; i++) slot->proposals[i] = -1;
 }
 
@@ -343,20 +350,35 @@ static void add_rows(struct sequence *s, int32_t n) {
     }
 }
 
+int32_t sequence_rows(struct sequence *s, int32_t end) {
+    return choose_slots(s, end);
+}
+
 int32_t sequence_plan(struct sequence *s, int32_t room, int32_t chunk) {
+    s->n_enter = 0;
+    s->end = s->n_ids;
     if (!any_wants(s)) {
         if (s->n_slots >= sequence_backlog_max(s)) s->settling = true;
         if (!s->settling && has_unfed(s) && !open_chunk(s, chunk)) return -1;
         if (!any_wants(s)) return 0;
-    } else if (speculate_may_open(s)) {
+    } else if (s->n_fed < s->n_ids && speculate_may_open(s)) {
         open_chunk(s, 1); /* without blocks it has to wait */
     }
-    int32_t n = choose_slots(s, s->options.capacity);
-    if (n > room) n = choose_slots(s, s->n_ids);              /* guesses wait for a place to spare */
-    if (n > room) n = choose_slots(s, entering(s, room + 1)); /* a chunk's last positions fall behind by a loop */
-    if (n > room) return 0;
-    add_rows(s, n);
-    return n;
+    int32_t n = choose_slots(s, s->end);
+    if (n > room)
+        n = choose_slots(s, s->end = entering(s, room + 1)); /* a chunk's last positions fall behind by a loop */
+    return s->n_enter = n > room ? 0 : n;
+}
+
+void sequence_open_guess(struct sequence *s) {
+    if (s->n_fed < s->n_ids || !speculate_may_open(s)) return;
+    int64_t spare = (int64_t)(s->engine->n_sequences + 1) * s->kv.loops;
+    if (s->n_fed >= s->kv.positions && kv_pool_available(s->kv.pool) < spare) return;
+    open_chunk(s, 1);
+}
+
+void sequence_enter(struct sequence *s) {
+    if (s->n_enter) add_rows(s, choose_slots(s, s->end));
 }
 
 real *sequence_kept(const struct sequence *s, int32_t position) {

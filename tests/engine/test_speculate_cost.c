@@ -1,0 +1,177 @@
+/* What speculation decides, on machines that are pretended: the engine is told what passes and head reads take, so that
+ * gains are exact. It never loses more than 3 %, comes near the bound of the diagonal where rows ride free, and leaves
+ * alone what does not pay. */
+#include "base/random.h"
+#include "engine/engine_internal.h"
+#include "support/support.h"
+#include "support/tiny.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define R 4
+#define MADE 256
+#define PROMPT 7
+#define STREAMS 16
+
+/* Seconds of n rows: 1 + slope (n - 1), and a jump for every `tile` rows; a head read is `head` of that. */
+struct machine {
+    const char *name;
+    double slope, jump, head;
+    int32_t tile;
+};
+
+static double seconds_of(const void *context, int32_t rows, bool head) {
+    const struct machine *m = context;
+    double seconds = 1 + m->slope * (rows - 1) + (m->tile ? m->jump * ((rows - 1) / m->tile) : 0);
+    return head ? m->head * seconds : seconds;
+}
+
+struct stream {
+    int32_t number, n, ids[MADE];
+    const int32_t *truth;          /* [MADE] */
+    float right[ENGINE_PROPOSALS]; /* the chance of a proposal after loop 1, 2, .. */
+};
+
+static void take(void *context, struct sequence *s, const struct prediction *p) {
+    struct stream *stream = context;
+    if (p->id < 0) return;
+    stream->ids[stream->n++] = p->id;
+    if (stream->n == MADE) sequence_generate(s, false);
+}
+
+/* A proposal that is right after some loop is right after every deeper one. */
+static int32_t force(void *context, struct sequence *s, int32_t position, int32_t loops, int32_t id) {
+    (void)s;
+    (void)id;
+    const struct stream *stream = context;
+    int32_t n = position - PROMPT, right = n < MADE ? stream->truth[n] : 0;
+    float u = random_unit(random_hash(5, (uint64_t)stream->number, (uint64_t)n));
+    return u < stream->right[loops - 1] ? right : (right + loops) % 67;
+}
+
+static double spent(const struct engine *e) {
+    return engine_counters(e)->pass_s + engine_counters(e)->head_s;
+}
+
+/* Seconds that the streams take until the last is through. */
+static double serve(struct tiny *tiny, const struct machine *machine, const char *rule, struct stream *streams,
+                    int32_t n, enum speculate speculate, struct engine_counters *counters) {
+    looplm_error err;
+    struct engine *engine;
+    struct sequence *s[STREAMS];
+    struct engine_options options = {.rows_max = 128,
+                                     .sequences_max = n,
+                                     .kv_positions = (int64_t)n * 320,
+                                     .planes = R,
+                                     .kv_type = KV_F32,
+                                     .pretend = seconds_of,
+                                     .pretend_context = machine};
+    assert_int_equal(engine_open(&engine, tiny->model, &options, &err), 0);
+    for (int32_t i = 0; i < n; i++) {
+        int32_t prompt[PROMPT] = {i, 2, 3, i, 5, 6, 7};
+        struct sequence_options sequence = {.capacity = 300,
+                                            .sampler = {0.8f, 1, 0, 0, 1, 3},
+                                            .speculate = speculate,
+                                            .on_prediction = take,
+                                            .on_proposal = force,
+                                            .context = &streams[i]};
+        assert_int_equal(exit_rule_parse(&sequence.rule, rule, &err), 0);
+        streams[i].number = i;
+        streams[i].n = 0;
+        assert_int_equal(sequence_open(&s[i], engine, &sequence, &err), 0);
+        sequence_generate(s[i], true);
+        assert_int_equal(sequence_feed(s[i], prompt, NULL, PROMPT, &err), 0);
+    }
+    for (bool ran = true; ran;) assert_int_equal(engine_step(engine, &ran, &err), 0);
+    double seconds = spent(engine);
+    *counters = *engine_counters(engine);
+    for (int32_t i = 0; i < n; i++) {
+        assert_int_equal(streams[i].n, MADE);
+        sequence_close(s[i]);
+    }
+    engine_close(engine);
+    return seconds;
+}
+
+static const struct machine free_rows = {"free", 0, 0, 0.1, 0}, tiles = {"tiles of 4", 0.01, 0.8, 0.1, 4},
+                            machines[] = {{"free, dear head", 0, 0, 1, 0},   {"slope 5 %", 0.05, 0, 0.1, 0},
+                                          {"slope 30 %", 0.3, 0, 0.1, 0},    {"slope 100 %", 1, 0, 0.1, 0},
+                                          {"tiles of 2", 0.01, 0.6, 0.1, 2}, {"slope 100 %, dear head", 1, 0, 1, 0}};
+static struct stream plain[STREAMS], got[STREAMS];
+
+/* Plain time over that with proposals right with this chance, at every loop, or more often with each. */
+static double gain(struct tiny *tiny, const struct machine *m, const char *rule, int32_t n, float a, bool rising) {
+    struct engine_counters c;
+    double seconds = serve(tiny, m, rule, plain, n, SPECULATE_OFF, &c);
+    for (int32_t i = 0; i < n; i++) {
+        got[i].truth = plain[i].ids;
+        for (int k = 0; k < ENGINE_PROPOSALS; k++) got[i].right[k] = rising ? 1 - (1 - a) / (float)(1 << k) : a;
+    }
+    double ratio = seconds / serve(tiny, m, rule, got, n, SPECULATE_WAVEFRONT, &c);
+    for (int32_t i = 0; i < n; i++) assert_memory_equal(plain[i].ids, got[i].ids, sizeof got[i].ids);
+    if (getenv("LOOPLM_SHOW"))
+        printf("%-24s %-6s %2d streams, right %.2f%s: %.3f\n", m->name, rule, n, (double)a, rising ? " rising" : "",
+               ratio);
+    return ratio;
+}
+
+/* (R w + h) / ((1 + (R - 1)(1 - a)) (w + h)), and what the diagonal must reach of it. */
+static void test_bound(void **state) {
+    (void)state;
+    struct tiny tiny;
+    tiny_open(&tiny, R, WEIGHT_F32, NULL, 1);
+    const struct machine *of[] = {&free_rows, &tiles};
+    static const float rates[] = {0.6f, 0.92f, 1};
+    for (int i = 0; i < 2; i++)
+        for (int a = 0; a < 3; a++) {
+            double h = of[i]->head, bound = (R + h) / ((1 + (R - 1) * (1 - (double)rates[a])) * (1 + h));
+            double ratio = gain(&tiny, of[i], "full", 1, rates[a], false);
+            if (ratio < 0.85 * bound)
+                fail_msg("%s, right %.2f: %.3f of a bound of %.3f", of[i]->name, (double)rates[a], ratio, bound);
+        }
+    tiny_close(&tiny);
+}
+
+static void test_never_loses(void **state) {
+    (void)state;
+    struct tiny tiny;
+    tiny_open(&tiny, R, WEIGHT_F32, NULL, 1);
+    for (size_t i = 0; i < sizeof machines / sizeof *machines; i++)
+        for (int a = 0; a <= 10; a += THIN(5)) {
+            double ratio = gain(&tiny, &machines[i], a % 4 == 3 ? "q=0.6" : "full", 1, (float)a / 10, a % 2);
+            if (ratio < 0.97) fail_msg("%s, right %.1f: %.3f", machines[i].name, a / 10.0, ratio);
+        }
+    /* By q, since streams that all begin at once and run at full depth share their head reads for as long as none gets
+     * ahead of the others. */
+    for (int a = 0; a <= 10; a += 5)
+        for (int i = 0; i < 6; i += THIN(3)) {
+            double ratio = gain(&tiny, &machines[i], "q=0.6", STREAMS / 2, (float)a / 10, true);
+            if (ratio < 0.97) fail_msg("%s, a batch, right %.1f: %.3f", machines[i].name, a / 10.0, ratio);
+        }
+    tiny_close(&tiny);
+}
+
+static void test_cost_table(void **state) {
+    (void)state;
+    struct cost_table t = {0};
+    assert_true(cost_at(&t, 3) == cost_at(&t, 60)); /* nothing known */
+    for (int i = 0; i < 4; i++) cost_add(&t, 2, i == 2 ? 1.0 : 9.0);
+    assert_true(cost_at(&t, 2) == 1 && cost_at(&t, 1) == 1 && cost_at(&t, 6) == 1); /* the least; free within reach */
+    assert_true(cost_at(&t, 12) == 2);
+    for (int i = 0; i < 4; i++) cost_add(&t, 6, 3);
+    assert_true(cost_at(&t, 4) > 1.9 && cost_at(&t, 4) < 2.1); /* on the line */
+    for (int i = 0; i < 4; i++) cost_add(&t, 4, 5);
+    assert_true(cost_at(&t, 4) <= 3); /* no more than six take */
+    cost_add(&t, 2, 100);
+    assert_true(cost_at(&t, 2) < 1.02); /* somebody else had the processor */
+    for (int i = 0; i < 2000; i++) cost_add(&t, 2, 1);
+    assert_true(cost_at(&t, 6) < 1.1); /* doubted in the end */
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cost_table), cmocka_unit_test(test_bound),
+                                       cmocka_unit_test(test_never_loses)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
