@@ -20,7 +20,11 @@ if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
 endif()
 target_include_directories(looplm_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
 
-# LOOPLM_SANITIZED thins the sweeps of the tests (THIN in tests/support/support.h): everything is 5 to 15 times slower.
+# LOOPLM_SLOW thins the sweeps of the tests (THIN in tests/support/support.h): everything is 5 to 15 times slower.
+# LOOPLM_SANITIZED is for tests that replace what a sanitizer replaces itself.
+if(LOOPLM_SANITIZE OR CMAKE_CROSSCOMPILING_EMULATOR)
+    target_compile_definitions(looplm_flags INTERFACE LOOPLM_SLOW)
+endif()
 if(LOOPLM_SANITIZE)
     target_compile_definitions(looplm_flags INTERFACE LOOPLM_SANITIZED)
     target_compile_options(looplm_flags INTERFACE -fsanitize=${LOOPLM_SANITIZE} -fno-sanitize-recover=all)

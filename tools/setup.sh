@@ -8,6 +8,10 @@ cd "$(dirname "$0")"
 
 PACKAGES="gcc cmake ninja-build pkg-config libjansson-dev libpcre2-dev libyaml-dev zlib1g-dev libzstd-dev libcmocka-dev libutf8proc-dev"
 PACKAGES_ALL="clang clang-format clang-tidy llvm man-db groff python3 python3-venv libc6-dev"
+PACKAGES_NEON="gcc-aarch64-linux-gnu qemu-user"
+# What runs under emulation: the kernels, the cache, the loop and the engine; what is long there and the same everywhere
+# is left out.
+NEON_TESTS="^(base|tensor|model)\\.|engine\\.(bits|generate|golden_forward)"
 STARTED=$(date +%s)
 
 if [ -z "${JOBS:-}" ]; then
@@ -59,12 +63,41 @@ install_packages() {
         fi
     fi
     # shellcheck disable=SC2086
-    if ! $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1; then
+    if ! $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-remove --no-install-recommends $missing >/dev/null 2>&1; then
         # The lists of a fresh machine are empty.
         $as_root apt-get update -qq || stop "apt-get update failed; is there a network?"
-        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
+        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-remove --no-install-recommends $missing >/dev/null ||
             stop "apt-get could not install:$missing"
     fi
+}
+
+# unpack_arm64 DIRECTORY PACKAGE...: the packages for arm64, with all that they need, unpacked there for a cross compiler
+# and an emulator. Nothing is installed: a foreign architecture of the system's own would tie both architectures'
+# libraries to one version, and upgrade what is there. Fails where the packages cannot be had.
+unpack_arm64() {
+    root=$1
+    shift
+    if [ "$(cat "$root/packages" 2>/dev/null)" = "$*" ]; then
+        return 0
+    fi
+    stage "unpacking for arm64: $*"
+    rm -rf "$root" "$root.apt"
+    mkdir -p "$root" "$root.apt/lists/partial" "$root.apt/archives/partial"
+    : >"$root.apt/status"
+    apt_arm64 update || return 1
+    apt_arm64 install -y --no-install-recommends --download-only "$@" || return 1
+    for package in "$root.apt/archives"/*.deb; do
+        dpkg-deb -x "$package" "$root" || return 1
+    done
+    [ -e "$root/lib" ] || ln -s usr/lib "$root/lib"
+    rm -rf "$root.apt"
+    echo "$*" >"$root/packages"
+}
+
+# apt-get for arm64 with lists, archives and status of its own, beside $root.
+apt_arm64() {
+    apt-get -qq -o Dir::State="$PWD/$root.apt" -o Dir::State::status="$PWD/$root.apt/status" -o Dir::Cache="$PWD/$root.apt" \
+        -o APT::Architecture=arm64 -o APT::Architectures=arm64 "$@" >>"$root.log" 2>&1
 }
 
 # build PRESET [CMAKE ARGUMENTS]: configures and builds; quiet unless it fails.

@@ -12,9 +12,10 @@
 
 #include <cmocka.h>
 
-/* The step of a long sweep: 1, but n under sanitizers (LOOPLM_SANITIZED), where everything is 5 to 15 times slower and
- * the same code need not see every case. A test thinned so still starts, and still has cases of every kind. */
-#ifdef LOOPLM_SANITIZED
+/* The step of a long sweep: 1, but n under sanitizers and emulation (LOOPLM_SLOW), where everything is 5 to 15 times
+ * slower and the same code need not see every case. A test thinned so still starts, and still has cases of every kind.
+ */
+#ifdef LOOPLM_SLOW
 #define THIN(n) (n)
 #else
 #define THIN(n) 1

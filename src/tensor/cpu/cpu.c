@@ -38,6 +38,12 @@ const struct cpu_table *const *cpu_tables(void) {
 #ifdef LOOPLM_HAVE_AVX512AMX
         &cpu_table_avx512amx,
 #endif
+#ifdef LOOPLM_HAVE_NEON
+        &cpu_table_neon,
+#endif
+#ifdef LOOPLM_HAVE_NEONDOT
+        &cpu_table_neondot,
+#endif
         NULL,
     };
     return tables;

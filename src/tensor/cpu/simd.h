@@ -1,6 +1,6 @@
 /* Sixteen floats at a time: the one abstraction that vector kernels are written against, and the only file to extend
- * for another instruction set. A table file (table_SET.c) is compiled with that set's flags and includes this header
- * and the kernel text; here the compiler's own macros say which set it is.
+ * for another instruction set (NEON's share is simd_neon.h). A table file (table_SET.c) is compiled with that set's
+ * flags and includes this header and the kernel text; here the compiler's own macros say which set it is.
  *
  * Every function is exact lane by lane: no approximations of divisions or roots, fused multiply-adds only where the
  * name says so, maximum as `a > b ? a : b`. So all sets give the same bits. Loads and stores need no alignment. */
@@ -11,16 +11,30 @@
 #include "tensor/backend.h"
 #include "tensor/convert.h"
 
-#include <immintrin.h>
 #include <string.h>
 
 #define SIMD_INLINE static inline __attribute__((always_inline, unused))
 
-#if defined(__AVX512F__)
+#if defined(__ARM_NEON)
+#include "tensor/cpu/simd_neon.h"
+#else
+#include <immintrin.h>
+#endif
 
-/* Accumulators of a register tile: SIMD_TILE_VECTORS(rows) vectors of outputs for each of up to SIMD_TILE_ROWS rows. */
+/* What a set says of itself:
+ *   SIMD_TILE_ROWS, SIMD_TILE_VECTORS(rows)  accumulators of a register tile: so many vectors of outputs for each of up
+ *                                            to so many rows
+ *   SIMD_SUMS_WIDE    1 where one row alone may take twice those vectors (kernels_tile.inc)
+ *   SIMD_DOT          1 where v16i_dot(sum, u, s) adds the products of four bytes to each lane
+ *   SIMD_DOT_SIGNED   1 where the bytes u that it takes are signed as s are, 0 where they are unsigned */
+
+#if defined(__ARM_NEON)
+/* All of it is there. */
+#elif defined(__AVX512F__)
+
 #define SIMD_TILE_ROWS 6
 #define SIMD_TILE_VECTORS(rows) 4
+#define SIMD_SUMS_WIDE 1
 
 typedef __m512 v16;
 typedef __m512i v16i; /* sixteen 32-bit integers */
@@ -110,6 +124,9 @@ SIMD_INLINE v16i v16i_and(v16i a, v16i b) {
 SIMD_INLINE v16i v16i_or(v16i a, v16i b) {
     return _mm512_or_si512(a, b);
 }
+SIMD_INLINE v16i v16i_xor(v16i a, v16i b) {
+    return _mm512_xor_si512(a, b);
+}
 #define v16i_shl(a, bits) _mm512_slli_epi32(a, bits)
 #define v16i_shr(a, bits) _mm512_srli_epi32(a, bits)
 #define v16i_sar(a, bits) _mm512_srai_epi32(a, bits)
@@ -161,6 +178,12 @@ SIMD_INLINE v16i v16i_pairs_16(v16i a, v16i b) {
     return _mm512_madd_epi16(a, b);
 }
 #define v16i_shr16(a, bits) _mm512_srli_epi16(a, bits)
+#if defined(__AVX512VNNI__)
+#define SIMD_DOT 1
+SIMD_INLINE v16i v16i_dot(v16i sum, v16i u, v16i s) {
+    return _mm512_dpbusd_epi32(sum, u, s);
+}
+#endif
 SIMD_INLINE __m256i simd_low(v16i x) {
     return _mm512_castsi512_si256(x);
 }
@@ -206,6 +229,7 @@ SIMD_INLINE void v16i_transpose(v16i r[16]) {
 
 #define SIMD_TILE_ROWS 6
 #define SIMD_TILE_VECTORS(rows) ((rows) == 1 ? 4 : (rows) <= 3 ? 2 : 1)
+#define SIMD_SUMS_WIDE 1
 
 typedef struct {
     __m256 a, b; /* lanes 0..7 and 8..15 */
@@ -302,6 +326,9 @@ SIMD_INLINE v16i v16i_and(v16i x, v16i y) {
 }
 SIMD_INLINE v16i v16i_or(v16i x, v16i y) {
     return SIMD_PAIR(v16i, _mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b));
+}
+SIMD_INLINE v16i v16i_xor(v16i x, v16i y) {
+    return SIMD_PAIR(v16i, _mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b));
 }
 #define v16i_shl(x, bits) SIMD_PAIR(v16i, _mm256_slli_epi32((x).a, bits), _mm256_slli_epi32((x).b, bits))
 #define v16i_shr(x, bits) SIMD_PAIR(v16i, _mm256_srli_epi32((x).a, bits), _mm256_srli_epi32((x).b, bits))
@@ -412,6 +439,15 @@ SIMD_INLINE void v16i_transpose(v16i r[16]) {
 
 /* ---- built from the above ---------------------------------------------------------------------------------------- */
 
+#ifndef SIMD_DOT
+#define SIMD_DOT 0
+#endif
+#ifndef SIMD_DOT_SIGNED
+#define SIMD_DOT_SIGNED 0
+#endif
+
+#if !defined(__ARM_NEON)
+
 /* The sum of the lanes by the contract's tree: lane j += lane j+8, then j+4, j+2, j+1. */
 SIMD_INLINE float v16_hsum(v16 x) {
     __m256 f = simd_fold(x);
@@ -438,9 +474,30 @@ SIMD_INLINE int32_t v16i_hmax(v16i x) {
     return _mm_cvtsi128_si32(_mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
 }
 
+/* The nibbles of bytes. */
+SIMD_INLINE v16i v16i_low_nibbles(v16i x) {
+    return v16i_and(x, v16i_set1(0x0f0f0f0f));
+}
+SIMD_INLINE v16i v16i_high_nibbles(v16i x) {
+    return v16i_and(v16i_shr16(x, 4), v16i_set1(0x0f0f0f0f));
+}
 SIMD_INLINE v16 v16_load_bf16(const uint16_t *p) {
     return v16_of_bits(v16i_shl(v16i_load_u16(p), 16));
 }
+
+SIMD_INLINE void simd_prefetch(const void *p) {
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+/* To the second-level cache. */
+SIMD_INLINE void simd_prefetch_far(const void *p) {
+    _mm_prefetch((const char *)p, _MM_HINT_T1);
+}
+/* After v16i_stream, before other threads read what it wrote. */
+SIMD_INLINE void simd_fence(void) {
+    _mm_sfence();
+}
+#endif
+
 /* The bf16 of each lane (nearest even, NaN stays a quiet NaN) in its low 16 bits; see bf16_from_float. */
 SIMD_INLINE v16i v16_to_bf16(v16 x) {
     v16i bits = v16_bits(x);
@@ -455,18 +512,6 @@ SIMD_INLINE void v16_store_bf16(uint16_t *p, v16 x) {
 /* Rounded to bf16 and back. */
 SIMD_INLINE v16 v16_round_bf16(v16 x) {
     return v16_of_bits(v16i_shl(v16_to_bf16(x), 16));
-}
-
-SIMD_INLINE void simd_prefetch(const void *p) {
-    _mm_prefetch((const char *)p, _MM_HINT_T0);
-}
-/* After v16i_stream, before other threads read what it wrote. */
-SIMD_INLINE void simd_fence(void) {
-    _mm_sfence();
-}
-/* To the second-level cache. */
-SIMD_INLINE void simd_prefetch_far(const void *p) {
-    _mm_prefetch((const char *)p, _MM_HINT_T1);
 }
 
 #include "tensor/cpu/simd_math.h"

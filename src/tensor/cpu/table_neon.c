@@ -1,0 +1,34 @@
+/* The table for AArch64: NEON of ARMv8.0, four floats a register, four registers a vector. */
+#include "tensor/cpu/naive.h"
+#include "tensor/cpu/simd.h"
+#include "tensor/cpu/tables.h"
+
+#include <sys/auxv.h>
+
+/* In this order: each group uses what those before it define. */
+#include "tensor/cpu/kernels_forward.inc"
+#include "tensor/cpu/kernels_matmul.inc"
+
+#include "tensor/cpu/kernels_grad.inc"
+#include "tensor/cpu/kernels_pack.inc"
+#include "tensor/cpu/kernels_qkv.inc"
+#include "tensor/cpu/kernels_quant.inc"
+#include "tensor/cpu/kernels_quant_pack.inc"
+#include "tensor/cpu/kernels_tile.inc"
+
+#include "tensor/cpu/kernels_attention.inc"
+#include "tensor/cpu/kernels_attention_grad.inc"
+
+static bool supported(void) {
+    return getauxval(AT_HWCAP) & HWCAP_ASIMD;
+}
+
+#define KERNEL(name) simd_##name
+const struct cpu_table cpu_table_neon = {
+    .name = "neon",
+    .supported = supported,
+    .ops =
+        {
+#include "tensor/cpu/table.inc"
+        },
+};
