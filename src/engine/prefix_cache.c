@@ -121,8 +121,9 @@ int prefix_cache_open(struct prefix_cache **out, struct kv_pool *pool, int32_t p
     c->blocks = malloc((size_t)c->n_entries_max * (size_t)planes * sizeof *c->blocks);
     c->buckets = malloc((size_t)c->n_buckets * sizeof *c->buckets);
     if (!c->entries || !c->blocks || !c->buckets) {
+        error_set(err, LOOPLM_MEMORY, "a prefix cache of %d entries could not be had", c->n_entries_max);
         prefix_cache_close(c);
-        return error_set(err, LOOPLM_MEMORY, "a prefix cache of %d entries could not be had", c->n_entries_max);
+        return LOOPLM_MEMORY;
     }
     for (int32_t i = 0; i < c->n_buckets; i++) c->buckets[i] = NONE;
     for (int32_t i = 0; i < c->n_entries_max; i++) c->entries[i].next = i + 1 < c->n_entries_max ? i + 1 : NONE;

@@ -42,8 +42,9 @@ int request_open(struct request **out, const struct request_options *options, lo
     r->keys = malloc((capacity / KV_BLOCK + 1) * sizeof *r->keys);
     if (options->score) r->scored = calloc(capacity, sizeof *r->scored);
     if (!r->ids || !r->targets || (options->score && !r->scored) || !r->logprobs || !r->loops || !r->keys) {
+        error_set(err, LOOPLM_MEMORY, "a request of %d positions could not be had", r->capacity);
         request_close(r);
-        return error_set(err, LOOPLM_MEMORY, "a request of %d positions could not be had", r->capacity);
+        return LOOPLM_MEMORY;
     }
     memcpy(r->ids, options->prompt, (size_t)options->n_prompt * sizeof *r->ids);
     if (options->n_stops) memcpy(r->stops, options->stops, (size_t)options->n_stops * sizeof *r->stops);
