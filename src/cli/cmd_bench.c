@@ -1,9 +1,8 @@
 /* looplm bench: how fast a model runs here, and what share of this machine's limits that is. Limits are probed between
  * the slices of every measurement, since the memory of shared machines drifts; medians and quartiles are shown. */
-#include "base/progress.h"
-#include "base/spread.h"
 #include "base/team.h"
 #include "cli/bench_engine.h"
+#include "cli/bench_model.h"
 #include "cli/command.h"
 #include "engine/api.h"
 #include "tensor/cpu/cpu.h"
@@ -13,22 +12,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BENCH_ROWS_MAX 64
-#define BENCH_SLICES_MAX 1000
 #define BENCH_LIST_MAX 16
+#define BENCH_NAME_SIZE 32
 #define PROBE_BYTES ((size_t)512 << 20)
 
 #define BENCH_OPTIONS(X)                                                                                          \
     X(MAYBE, model, "MODEL", "a model directory")                                                                 \
     X(FLAG, info, "info", 0, "only say which kernels this processor runs, and the probed limits")                 \
-    X(TEXT, prefill, "prefill", 0, "128,512", "N,N,..", "prompt lengths to time; 0 for none")                     \
+    X(TEXT, prefill, "prefill", 0, "128,512,2048", "N,N,..", "prompt lengths to time; 0 for none")                \
     X(TEXT, rows, "rows", 0, "1,2,4,8,16", "B,B,..", "sequences that decode together; 0 for none")                \
     X(TEXT, context, "context", 0, "64", "N,N,..", "positions that each decoding sequence has behind it")         \
-    X(INT, loops, "loops", 0, 0, 0, 64, "N", "run N loops; 0 means the model's own number")                       \
+    X(TEXT, loops, "loops", 0, "0", "R,R,..", "loops of every token; 0 means the model's own number")             \
     X(INT, slices, "slices", 0, 20, 1, BENCH_SLICES_MAX, "N",                                                     \
-      "passes of each decode measurement, each beside a probe")                                                   \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")          \
-    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16|q8", "the type of keys and values in the cache")      \
+      "tokens of each decode measurement, passes of each prompt's, all beside probes")                            \
+    X(TEXT, weights, "weights", 0, "auto", "TYPE,..", "types of the weights in memory: auto, f32, bf16, q8, q4")  \
+    X(TEXT, kv_type, "kv-type", 0, "auto", "TYPE,..", "types of keys and values: auto, f32, bf16, q8")            \
     X(TEXT, kernels, "kernels", 0, NULL, "NAME", "kernel table (default: the best that this processor supports)") \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                          \
     X(FLAG, engine, "engine", 0,                                                                                  \
@@ -53,11 +51,9 @@ struct bench {
     looplm_model *model;
     struct team *team; /* of the probes */
     void *probe_memory;
-    const char *table; /* of kernels */
-    enum kv_type kv_type;
-    int32_t loops;
-    int32_t prefill[BENCH_LIST_MAX], rows[BENCH_LIST_MAX], context[BENCH_LIST_MAX];
-    int n_prefill, n_rows, n_context;
+    struct backend *backend; /* of the probed memory; its table is the models' */
+    int32_t prefill[BENCH_LIST_MAX], rows[BENCH_LIST_MAX], context[BENCH_LIST_MAX], loops[BENCH_LIST_MAX];
+    int n_prefill, n_rows, n_context, n_loops;
     json_t *results;
 };
 
@@ -66,178 +62,58 @@ static int parse_list(const char *option, const char *text, int32_t most, int32_
     for (const char *p = text; *p;) {
         char *end;
         long value = strtol(p, &end, 10);
-        if (end == p || (*end && *end != ',') || value < 0 || value > most || *n == BENCH_LIST_MAX)
+        if (end == p || (*end && (*end != ',' || !end[1])) || value < 0 || value > most || *n == BENCH_LIST_MAX)
             return error_set(err, LOOPLM_USAGE, "--%s %s: expected at most %d numbers of 0 to %d, like 1,2,4", option,
                              text, BENCH_LIST_MAX, most);
-        if (value > 0) list[(*n)++] = (int32_t)value;
+        list[(*n)++] = (int32_t)value;
         p = *end ? end + 1 : end;
     }
-    return 0;
+    return *n ? 0 : error_set(err, LOOPLM_USAGE, "--%s: an empty list; give numbers like 1,2,4", option);
 }
 
-/* ---- what a pass reads and computes
- * ------------------------------------------------------------------------------------- */
-
-static double stack_bytes(const struct model *m) {
-    double bytes = 0;
-    for (int32_t l = 0; l < m->config.layers; l++) {
-        const struct weight *w[] = {&m->layers[l].qkv, &m->layers[l].o, &m->layers[l].gate_up, &m->layers[l].down};
-        for (int i = 0; i < 4; i++) bytes += (double)weight_size(w[i]->type, w[i]->n, w[i]->k);
-    }
-    return bytes;
-}
-
-static double stack_parameters(const struct model *m) {
-    double n = 0;
-    for (int32_t l = 0; l < m->config.layers; l++) {
-        const struct weight *w[] = {&m->layers[l].qkv, &m->layers[l].o, &m->layers[l].gate_up, &m->layers[l].down};
-        for (int i = 0; i < 4; i++) n += (double)w[i]->n * w[i]->k;
-    }
-    return n;
-}
-
-/* Keys and values of `positions` positions of one loop. */
-static double kv_bytes(const struct bench *b, double positions) {
-    const struct model_config *c = &b->model->model->config;
-    struct kv_geometry g = {b->kv_type, c->layers, c->kv_heads, c->head_dim};
-    return (double)kv_block_size(&g) / KV_BLOCK * positions;
-}
-
-/* ---- measuring
- * -------------------------------------------------------------------------------------------------------------- */
-
-static int open_engine(const struct bench *b, int32_t rows, int32_t sequences, int32_t positions,
-                       struct engine **engine, looplm_error *err) {
-    struct engine_options options = {.rows_max = rows,
-                                     .sequences_max = sequences,
-                                     .kv_positions = (int64_t)sequences * positions,
-                                     .planes = b->loops,
-                                     .kv_type = b->kv_type};
-    return engine_open(engine, b->model->model, &options, err);
-}
-
-static int open_sequence(const struct bench *b, struct engine *engine, int32_t capacity, struct sequence **s,
-                         looplm_error *err) {
-    struct sequence_options options = {.rule = {.kind = EXIT_LOOPS, .loops = b->loops},
-                                       .policy = KV_POLICY_LAST_EXITED,
-                                       .capacity = capacity,
-                                       .sampler = {0, 1, 0, 0, 1, 0}};
-    return sequence_open(s, engine, &options, err);
-}
-
-static int timed_step(struct engine *engine, double *seconds, looplm_error *err) {
-    bool ran;
-    double start = clock_s();
-    int status = engine_step(engine, &ran, err);
-    *seconds = clock_s() - start;
+/* As parse_list; zeros are dropped. */
+static int parse_counts(const char *option, const char *text, int32_t most, int32_t *list, int *n, looplm_error *err) {
+    int all, status = parse_list(option, text, most, list, &all, err);
+    *n = 0;
+    for (int i = 0; i < all && !status; i++)
+        if (list[i] > 0) list[(*n)++] = list[i];
     return status;
+}
+
+/* The next name of "a,b,c" into `name`, and *p behind it; false at the end. */
+static bool next_name(const char **p, char name[BENCH_NAME_SIZE]) {
+    if (!**p) return false;
+    size_t n = strcspn(*p, ",");
+    snprintf(name, BENCH_NAME_SIZE, "%.*s", (int)n, *p);
+    *p += n + ((*p)[n] == ',');
+    return true;
+}
+
+static const char *kv_type_name(enum kv_type type) {
+    static const char *const names[] = {
+#define X(code, name) name,
+        KV_TYPE_MAP(X)
+#undef X
+    };
+    return names[type];
+}
+
+/* The type called `name`; auto is the one that goes with the weights. */
+static int kv_type_named(const char *name, enum weight_type weights, enum kv_type *type, looplm_error *err) {
+    if (!strcmp(name, "auto")) {
+        *type = kv_type_default(weights);
+        return 0;
+    }
+    for (int i = KV_F32; i <= KV_Q8; i++) {
+        *type = (enum kv_type)i;
+        if (!strcmp(name, kv_type_name(*type))) return 0;
+    }
+    return error_set(err, LOOPLM_USAGE, "--kv-type: '%s' is no type of keys and values; choose auto, f32, bf16 or q8",
+                     name);
 }
 
 static double probe(const struct bench *b) {
     return probe_bandwidth(b->team, b->probe_memory, PROBE_BYTES);
-}
-
-/* A prompt of n ids through every loop, without a head read; 3 times, the median. */
-static int bench_prefill(struct bench *b, int32_t n, looplm_error *err) {
-    double seconds[3], peak;
-    int32_t *ids = malloc((size_t)n * sizeof *ids);
-    if (!ids) return error_set(err, LOOPLM_MEMORY, "out of memory");
-    for (int32_t i = 0; i < n; i++) ids[i] = (int32_t)((int64_t)i * 7919 % b->model->info.vocab);
-    int status = 0;
-    for (int run = 0; run < 3 && !status; run++) {
-        struct engine *engine = NULL;
-        struct sequence *s = NULL;
-        status = open_engine(b, n < 512 ? n : 512, 1, n, &engine, err);
-        if (!status) status = open_sequence(b, engine, n, &s, err);
-        if (!status) status = sequence_feed(s, ids, NULL, n, err);
-        double start = clock_s(), step;
-        while (!status && !sequence_idle(s)) status = timed_step(engine, &step, err);
-        seconds[run] = clock_s() - start;
-        sequence_close(s);
-        engine_close(engine);
-    }
-    free(ids);
-    if (status) return status;
-    enum weight_type type = b->model->model->weight_type;
-    peak = probe_peak_products(b->team, b->table, type);
-    double median = spread_of(seconds, 3).median,
-           gops = 2 * stack_parameters(b->model->model) * n * b->loops / median / 1e9;
-    json_array_append_new(b->results, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f}", "kind", "prefill", "tokens", n,
-                                                "loops", b->loops, "seconds", median, "tokens_per_s", n / median,
-                                                "gop_per_s", gops, "share_of_peak", peak > 0 ? gops / peak : 0));
-    if (!b->options->json)
-        printf(
-            "prefill %5d tokens x %d loops  %8.3f s  %8.1f tokens/s  %7.1f GOP/s in products  %5.1f %% of the peak\n",
-            n, b->loops, median, n / median, gops, peak > 0 ? 100 * gops / peak : 0);
-    return 0;
-}
-
-struct decode_times {
-    double pass[BENCH_SLICES_MAX], share[BENCH_SLICES_MAX], head[BENCH_SLICES_MAX], token[BENCH_SLICES_MAX];
-    int n;
-};
-
-/* One token of every sequence: R passes, the head with the last. The first pass of a token is beside the probe. */
-static int decode_slices(struct bench *b, struct engine *engine, double bytes, struct decode_times *t,
-                         looplm_error *err) {
-    double step = 0;
-    int status = 0;
-    for (int32_t r = 0; r < b->loops && !status; r++) status = timed_step(engine, &step, err); /* warm */
-    for (t->n = 0; t->n < b->options->slices && !status; t->n++) {
-        double bandwidth = probe(b), total = 0, pass = 0;
-        for (int32_t r = 0; r < b->loops && !status; r++) {
-            status = timed_step(engine, &step, err);
-            total += step;
-            if (r + 1 < b->loops) pass += step;
-        }
-        int32_t bare = b->loops > 1 ? b->loops - 1 : 1;
-        if (b->loops == 1) pass = step;
-        t->pass[t->n] = pass / bare;
-        t->share[t->n] = bytes / (pass / bare) / 1e9 / bandwidth;
-        t->head[t->n] = step - pass / bare;
-        t->token[t->n] = total;
-    }
-    return status;
-}
-
-/* `rows` sequences that decode together, each with `context` positions behind it (their keys and values are zeros: the
- * time does not depend on them). */
-static int bench_decode(struct bench *b, int32_t rows, int32_t context, looplm_error *err) {
-    struct engine *engine = NULL;
-    struct sequence *s[BENCH_ROWS_MAX] = {0};
-    int32_t capacity = context + 1 + (int32_t)b->options->slices + 2, n = context + 1;
-    static struct decode_times t;
-    int32_t *ids = calloc((size_t)n, sizeof *ids);
-    uint8_t *depths = malloc((size_t)n);
-    int status = ids && depths ? 0 : error_set(err, LOOPLM_MEMORY, "out of memory");
-    if (!status) memset(depths, b->loops, (size_t)n);
-    if (!status) status = open_engine(b, rows, rows, capacity, &engine, err);
-    for (int32_t i = 0; i < rows && !status; i++) {
-        status = open_sequence(b, engine, capacity, &s[i], err);
-        if (!status) status = sequence_restore(s[i], ids, depths, n, context, true, err);
-        if (!status) sequence_generate(s[i], true);
-    }
-    double bytes = stack_bytes(b->model->model) + kv_bytes(b, (double)rows * context);
-    if (!status) status = decode_slices(b, engine, bytes, &t, err);
-    for (int32_t i = 0; i < rows; i++) sequence_close(s[i]);
-    engine_close(engine);
-    free(ids);
-    free(depths);
-    if (status) return status;
-    struct spread pass = spread_of(t.pass, t.n), share = spread_of(t.share, t.n), token = spread_of(t.token, t.n),
-                  head = spread_of(t.head, t.n);
-    json_array_append_new(
-        b->results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "kind", "decode", "rows", rows,
-                              "context", context, "loops", b->loops, "pass_s", pass.median, "head_s", head.median,
-                              "gb_per_s", bytes / pass.median / 1e9, "share_of_probe", share.median, "share_low",
-                              share.low, "share_high", share.high, "tokens_per_s", rows / token.median));
-    if (!b->options->json)
-        printf("decode %2d rows, context %5d  pass %8.2f ms (%.2f..%.2f)  head %7.2f ms  %6.1f GB/s, %5.1f %% of the "
-               "probe (%.1f..%.1f)  %7.2f tokens/s at %d loops\n",
-               rows, context, 1e3 * pass.median, 1e3 * pass.low, 1e3 * pass.high, 1e3 * head.median,
-               bytes / pass.median / 1e9, 100 * share.median, 100 * share.low, 100 * share.high, rows / token.median,
-               b->loops);
-    return 0;
 }
 
 /* ---- the command
@@ -249,8 +125,8 @@ static json_t *machine_info(const struct bench *b) {
         json_array_append_new((*t)->supported() ? tables : lacking, json_string((*t)->name));
     for (int i = 0; probe_instruction_set(i); i++) json_array_append_new(sets, json_string(probe_instruction_set(i)));
     json_t *info =
-        json_pack("{s:s, s:o, s:o, s:o, s:i, s:f}", "kernels", b->table, "tables", tables, "tables_lacking", lacking,
-                  "instruction_sets", sets, "threads", team_size(b->team), "probe_gb_per_s", probe(b));
+        json_pack("{s:s, s:o, s:o, s:o, s:i, s:f}", "kernels", b->backend->table, "tables", tables, "tables_lacking",
+                  lacking, "instruction_sets", sets, "threads", team_size(b->team), "probe_gb_per_s", probe(b));
     const struct {
         const char *name;
         double gop_per_s;
@@ -289,52 +165,112 @@ static void print_info(const json_t *info) {
            info_real(info, "peak_tiles_int8_gop_per_s"));
 }
 
-static int measure(struct bench *b, looplm_error *err) {
-    static const char *const weights[] = {"auto", "f32", "bf16", "q8", "q4"};
+static int measure_engine(struct bench *b, enum kv_type kv_type, looplm_error *err) {
     const struct bench_options *o = b->options;
-    looplm_model_options options = {.weights = weights[o->weights], .kernels = o->kernels, .threads = (int)o->threads};
-    int status = looplm_model_open(&b->model, o->model, &options, err);
-    if (status) return status;
-    b->kv_type = o->kv_type ? (enum kv_type)(o->kv_type - 1) : kv_type_default(b->model->model->weight_type);
-    b->loops = o->loops ? (int32_t)o->loops : b->model->info.loops;
-    if (o->engine) {
-        bool speculate = o->acceptance_given;
-        struct bench_engine_options engine = {.kv_type = b->kv_type,
-                                              .streams = (int32_t)o->streams,
-                                              .requests = (int32_t)o->requests,
-                                              .prompt = (int32_t)o->prompt,
-                                              .tokens = (int32_t)o->tokens,
-                                              .slices = (int32_t)o->slices,
-                                              .mean_depth = o->mean_depth > 0 ? o->mean_depth : b->loops,
-                                              .acceptance = speculate ? o->acceptance : -1,
-                                              .trace = o->trace,
-                                              .quiet = o->json};
-        if (!engine.requests) engine.requests = engine.streams > 1 ? 4 * engine.streams : 1;
-        return bench_engine(b->model->model, &engine, b->results, err);
-    }
-    for (int i = 0; i < b->n_prefill && !status; i++) status = bench_prefill(b, b->prefill[i], err);
+    struct bench_engine_options engine = {.kv_type = kv_type,
+                                          .streams = (int32_t)o->streams,
+                                          .requests = (int32_t)o->requests,
+                                          .prompt = (int32_t)o->prompt,
+                                          .tokens = (int32_t)o->tokens,
+                                          .slices = (int32_t)o->slices,
+                                          .mean_depth = o->mean_depth > 0 ? o->mean_depth : b->model->info.loops,
+                                          .acceptance = o->acceptance_given ? o->acceptance : -1,
+                                          .trace = o->trace,
+                                          .quiet = o->json};
+    if (!engine.requests) engine.requests = engine.streams > 1 ? 4 * engine.streams : 1;
+    return bench_engine(b->model->model, &engine, b->results, err);
+}
+
+/* Every prompt, and every mix of context and rows, at one number of loops. */
+static int measure_loops(struct bench *b, int32_t loops, enum kv_type kv_type, looplm_error *err) {
+    struct bench_setting setting = {.model = b->model->model,
+                                    .kv_type = kv_type,
+                                    .kv_name = kv_type_name(kv_type),
+                                    .loops = loops ? loops : b->model->info.loops,
+                                    .slices = (int32_t)b->options->slices,
+                                    .team = b->team,
+                                    .probe_bytes = b->probe_memory,
+                                    .probe_size = PROBE_BYTES,
+                                    .quiet = b->options->json,
+                                    .results = b->results};
+    int status = 0;
+    for (int i = 0; i < b->n_prefill && !status; i++) status = bench_prefill(&setting, b->prefill[i], err);
     for (int c = 0; c < b->n_context && !status; c++)
-        for (int i = 0; i < b->n_rows && !status; i++) status = bench_decode(b, b->rows[i], b->context[c], err);
+        for (int i = 0; i < b->n_rows && !status; i++) status = bench_decode(&setting, b->rows[i], b->context[c], err);
+    return status;
+}
+
+static int measure_weights(struct bench *b, const char *weights, looplm_error *err) {
+    const struct bench_options *o = b->options;
+    looplm_model_options options = {.weights = weights, .kernels = o->kernels, .threads = (int)o->threads};
+    int status = looplm_model_open(&b->model, o->model, &options, err);
+    char name[BENCH_NAME_SIZE];
+    for (const char *p = o->kv_type; !status && next_name(&p, name);) {
+        enum kv_type kv_type;
+        status = kv_type_named(name, b->model->model->weight_type, &kv_type, err);
+        if (!status && o->engine) status = measure_engine(b, kv_type, err);
+        for (int i = 0; i < b->n_loops && !status && !o->engine; i++)
+            status = measure_loops(b, b->loops[i], kv_type, err);
+    }
+    looplm_model_close(b->model);
+    b->model = NULL;
+    return status;
+}
+
+static int measure(struct bench *b, looplm_error *err) {
+    char name[BENCH_NAME_SIZE];
+    int status = 0;
+    for (const char *p = b->options->weights; !status && next_name(&p, name);) status = measure_weights(b, name, err);
+    return status;
+}
+
+/* Options that would be ignored are refused: a measurement must be what was asked for. */
+static int check_options(const struct bench_options *o, looplm_error *err) {
+    const struct {
+        const char *name;
+        bool given, engine;
+    } options[] = {
+        {"streams", o->streams_given, true},
+        {"requests", o->requests_given, true},
+        {"prompt", o->prompt_given, true},
+        {"tokens", o->tokens_given, true},
+        {"trace", o->trace_given, true},
+        {"mean-depth", o->mean_depth_given, true},
+        {"acceptance", o->acceptance_given, true},
+        {"prefill", o->prefill_given, false},
+        {"rows", o->rows_given, false},
+        {"context", o->context_given, false},
+        {"loops", o->loops_given, false},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (options[i].given && options[i].engine != o->engine)
+            return error_set(err, LOOPLM_USAGE, "--%s %s --engine", options[i].name,
+                             options[i].engine ? "is for" : "has no meaning with");
+    char name[BENCH_NAME_SIZE];
+    enum kv_type kv_type;
+    int status = 0;
+    for (const char *p = o->kv_type; !status && next_name(&p, name);)
+        status = kv_type_named(name, WEIGHT_F32, &kv_type, err);
+    if (!status && !o->info && !o->model)
+        return error_set(err, LOOPLM_USAGE, "no model; give a model directory, or --info");
     return status;
 }
 
 static int bench(struct bench *b, looplm_error *err) {
     const struct bench_options *o = b->options;
-    struct backend *backend;
-    int status = parse_list("prefill", o->prefill, 1 << 20, b->prefill, &b->n_prefill, err);
-    if (!status) status = parse_list("rows", o->rows, BENCH_ROWS_MAX, b->rows, &b->n_rows, err);
-    if (!status) status = parse_list("context", o->context, 1 << 20, b->context, &b->n_context, err);
-    if (!status && !o->info && !o->model)
-        status = error_set(err, LOOPLM_USAGE, "no model; give a model directory, or --info");
+    int status = check_options(o, err);
+    if (!status) status = parse_counts("prefill", o->prefill, 1 << 20, b->prefill, &b->n_prefill, err);
+    if (!status) status = parse_counts("rows", o->rows, BENCH_ROWS_MAX, b->rows, &b->n_rows, err);
+    if (!status) status = parse_counts("context", o->context, 1 << 20, b->context, &b->n_context, err);
+    if (!status) status = parse_list("loops", o->loops, MODEL_LOOPS_MAX, b->loops, &b->n_loops, err);
     if (!status) status = team_open(&b->team, (int)o->threads, err);
-    if (!status && !(b->probe_memory = aligned_alloc(4096, PROBE_BYTES)))
-        status = error_set(err, LOOPLM_MEMORY, "no memory for the bandwidth probe");
-    if (!status) status = cpu_open(&backend, (int)o->threads, o->kernels, err);
+    if (!status) status = cpu_open(&b->backend, (int)o->threads, o->kernels, err);
     if (status) return status;
+    /* The backend's memory, in huge pages as packed weights are: out of small ones a probe reads a third less. */
+    if (!(b->probe_memory = b->backend->alloc(b->backend, PROBE_BYTES)))
+        return error_set(err, LOOPLM_MEMORY, "no memory for the bandwidth probe");
     memset(b->probe_memory, 1, PROBE_BYTES);
-    b->table = backend->table;
     json_t *info = machine_info(b);
-    backend->close(backend);
     if (!o->json) print_info(info);
     if (!o->info) status = measure(b, err);
     if (!status && o->json) {
@@ -356,7 +292,10 @@ static int run_bench(int argc, char **argv) {
     int status = bench(&b, &err);
     looplm_model_close(b.model);
     team_close(b.team);
-    free(b.probe_memory);
+    if (b.backend) {
+        b.backend->release(b.backend, b.probe_memory, PROBE_BYTES);
+        b.backend->close(b.backend);
+    }
     json_decref(b.results);
     options_free(bench_options_table(), &o);
     return status ? command_fail(&err) : COMMAND_DONE;
