@@ -20,6 +20,7 @@
     X(detokenize)   \
     X(tokenizer)    \
     X(quantize)     \
+    X(compare)      \
     X(train)        \
     X(gate)         \
     X(plot)         \
