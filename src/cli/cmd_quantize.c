@@ -3,18 +3,28 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/command.h"
+#include "model/calibrate.h"
 #include "model/packed.h"
 #include "tensor/cpu/cpu.h"
+#include "text/pieces.h"
 #include "train/publish.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
-#define QUANTIZE_OPTIONS(X)                                                                           \
-    X(ARGUMENT, model, "MODEL", "a model directory")                                                  \
-    X(ARGUMENT, out, "OUT", "the directory to write: a new one, or one of packed weights to replace") \
-    X(CHOICE, weights, "weights", 0, "q4", "f32|bf16|q8|q4", "the type of the packed weights")        \
+#define SEQUENCE 256   /* positions of a calibration text */
+#define TOKENS_MIN 256 /* of all: fewer say little of the inputs */
+
+#define QUANTIZE_OPTIONS(X)                                                                                            \
+    X(ARGUMENT, model, "MODEL", "a model directory")                                                                   \
+    X(ARGUMENT, out, "OUT", "the directory to write: a new one, or one of packed weights to replace")                  \
+    X(CHOICE, weights, "weights", 0, "q4", "f32|bf16|q8|q4", "the type of the packed weights")                         \
+    X(LIST, calibrate, "calibrate", 0, "FILE",                                                                         \
+      "q4: round the stack for the inputs that this text gives it, at all loops, instead of each weight to its "       \
+      "nearest; it should be of every kind that the model will see; .txt, or .jsonl with \"text\", or \"prompt\" and " \
+      "\"answer\" (may be repeated)")                                                                                  \
+    X(INT, tokens, "calibrate-tokens", 0, 32768, 2, 1 << 24, "N", "tokens read of each such file, at most")            \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")
 OPTIONS_DEFINE(quantize_options, QUANTIZE_OPTIONS)
 
@@ -80,32 +90,86 @@ static int write_out(const struct quantize_options *o, struct model *model, loop
     return status;
 }
 
-static int check_original(const char *directory, looplm_error *err) {
-    struct model_config config;
-    int status = model_config_read(&config, directory, err);
-    if (status || !config.packed) return status;
+static int check_original(const char *directory, struct model_config *config, looplm_error *err) {
+    int status = model_config_read(config, directory, err);
+    if (status || !config->packed) return status;
     return error_set(err, LOOPLM_USAGE, "%s: its weights are packed already, as %s; quantise the original", directory,
-                     model_weight_type_name(config.packed_type));
+                     model_weight_type_name(config->packed_type));
 }
 
-static int quantize(const struct quantize_options *o, looplm_error *err) {
-    struct backend *backend;
-    struct model *model = NULL;
-    struct progress progress;
-    int status = check_out(o, err);
-    if (!status) status = check_original(o->model, err);
-    if (!status) status = cpu_open(&backend, (int)o->threads, NULL, err);
+/* ---- calibration ------------------------------------------------------------------------------------------------ */
+
+static int check_calibration(const struct quantize_options *o, looplm_error *err) {
+    if (!o->calibrate.count || o->weights == WEIGHT_Q4) return LOOPLM_OK;
+    return error_set(err, LOOPLM_USAGE,
+                     "--calibrate: it is for 4-bit weights and hardly changes others; expected --weights q4, found %s",
+                     model_weight_type_name((enum weight_type)o->weights));
+}
+
+static int read_text(const struct quantize_options *o, const struct model_config *config, struct pieces *text,
+                     looplm_error *err) {
+    struct tokenizer *tokenizer;
+    int status = tokenizer_open(&tokenizer, o->model, err);
     if (status) return status;
+    struct pieces_options options = {.tokenizer = tokenizer,
+                                     .sequence = config->max_positions < SEQUENCE ? config->max_positions : SEQUENCE,
+                                     .ids_max = o->tokens};
+    status = tokenizer_check_vocabulary(tokenizer, config->vocab, err);
+    for (int i = 0; !status && i < o->calibrate.count; i++)
+        status = pieces_read(text, o->calibrate.items[i], &options, err);
+    tokenizer_close(tokenizer);
+    if (status || text->ids >= TOKENS_MIN) return status;
+    return error_set(err, LOOPLM_FORMAT, "--calibrate: found %lld tokens, expected at least %d; give more text",
+                     (long long)text->ids, TOKENS_MIN);
+}
+
+static void show_calibrating(void *context, int64_t done, int64_t total) {
+    struct progress *progress = context;
+    progress->total = total;
+    progress_update(progress, done, "tokens");
+}
+
+static int round_for(const char *directory, struct model *rounded, const struct pieces *text, looplm_error *err) {
+    struct model *original;
+    struct progress progress;
+    progress_start(&progress, "calibrating", 0, 0);
+    struct calibrate_options options = {
+        .text = text, .memory = CALIBRATE_MEMORY, .progress = show_calibrating, .progress_context = &progress};
+    struct model_options f32 = {.type_given = true, .weight_type = WEIGHT_F32};
+    int status = model_open(&original, directory, rounded->backend, &f32, err);
+    if (status) return status;
+    status = calibrate(original, rounded, &options, err);
+    if (!status) progress_end(&progress);
+    model_close(original);
+    return status;
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------------------- */
+
+static int check(const struct quantize_options *o, struct pieces *text, looplm_error *err) {
+    struct model_config config;
+    int status = check_calibration(o, err);
+    if (!status) status = check_out(o, err);
+    if (!status) status = check_original(o->model, &config, err);
+    if (!status && o->calibrate.count) status = read_text(o, &config, text, err);
+    return status;
+}
+
+static int quantize(const struct quantize_options *o, struct backend *backend, const struct pieces *text,
+                    looplm_error *err) {
+    struct model *model;
+    struct progress progress;
     progress_start(&progress, "packing", 0, 0);
     struct model_options options = {.type_given = true,
                                     .weight_type = (enum weight_type)o->weights,
                                     .progress = show_packing,
                                     .progress_context = &progress};
-    status = model_open(&model, o->model, backend, &options, err);
-    if (!status) progress_end(&progress);
+    int status = model_open(&model, o->model, backend, &options, err);
+    if (status) return status;
+    progress_end(&progress);
+    if (text->count) status = round_for(o->model, model, text, err);
     if (!status) status = write_out(o, model, err);
     model_close(model);
-    backend->close(backend);
     return status;
 }
 
@@ -114,7 +178,15 @@ static int run_quantize(int argc, char **argv) {
     int code = command_parse(&command_quantize, quantize_options_table(), &o, argc, argv);
     if (code != COMMAND_GO) return code;
     looplm_error err = {0};
-    int status = quantize(&o, &err);
+    struct backend *backend;
+    struct pieces text = {0};
+    int status = check(&o, &text, &err);
+    if (!status) status = cpu_open(&backend, (int)o.threads, NULL, &err);
+    if (!status) {
+        status = quantize(&o, backend, &text, &err);
+        backend->close(backend);
+    }
+    pieces_free(&text);
     options_free(quantize_options_table(), &o);
     return status ? command_fail(&err) : COMMAND_DONE;
 }

@@ -29,6 +29,55 @@ static void test_same_output(void **state) {
     assert_program(*state, "ls packed/*.tmp*", 2, NULL);
 }
 
+static double divergence(const char *directory, const char *model) {
+    char *command;
+    assert_true(asprintf(&command, "$P compare $M %s $T --json book.txt", model) > 0);
+    json_t *json = program_json(directory, command);
+    json_t *file = json_array_get(json_object_get(json, "files"), 0);
+    double kl = json_number_value(json_object_get(json_array_get(json_object_get(file, "loops"), 3), "kl"));
+    json_decref(json);
+    free(command);
+    return kl;
+}
+
+static void test_calibrate(void **state) {
+    assert_program(*state,
+                   "rm -rf near a b && $P quantize $M near $T && for n in 1 3; do $P quantize $M q$n --calibrate "
+                   "book.txt --threads $n || exit 3; done && cmp q1/model.safetensors q3/model.safetensors && $P "
+                   "inspect q1 && ls q1",
+                   0, "packed as q4", "tokenizer.json", NULL);
+    assert_program(*state, "cmp -s near/model.safetensors q1/model.safetensors", 1, NULL);
+    double near = divergence(*state, "near"), calibrated = divergence(*state, "q1");
+    if (!(calibrated < 0.8 * near)) fail_msg("divergence %g, to the nearest %g", calibrated, near);
+    /* Two files are two texts, and fewer tokens are others. */
+    assert_program(*state,
+                   "$P quantize $M q2 $T --calibrate book.txt --calibrate text.txt && cmp -s q1/model.safetensors "
+                   "q2/model.safetensors",
+                   1, NULL);
+    assert_program(*state,
+                   "$P quantize $M q2 $T --calibrate book.txt --calibrate-tokens 300 && cmp -s q1/model.safetensors "
+                   "q2/model.safetensors",
+                   1, NULL);
+}
+
+static void test_calibrate_refusals(void **state) {
+    static const char *const types[] = {"f32", "bf16", "q8"};
+    for (int i = 0; i < 3; i++) {
+        char *command;
+        assert_true(asprintf(&command, "$P quantize $M other $T --weights %s --calibrate book.txt", types[i]) > 0);
+        assert_program(*state, command, 2, "expected --weights q4", types[i], NULL);
+        free(command);
+    }
+    free(support_write_file(*state, "empty.txt", ""));
+    assert_program(*state, "$P quantize $M other $T --calibrate empty.txt", 1, "empty.txt: found no text", NULL);
+    assert_program(*state, "$P quantize $M other $T --calibrate book.txt --calibrate nowhere.txt", 1, "nowhere.txt",
+                   NULL);
+    assert_program(*state, "$P quantize $M other $T --calibrate text.txt --calibrate-tokens 40", 1, "found 40 tokens",
+                   "at least 256", NULL);
+    assert_program(*state, "$P quantize $G/ouro-gqa-tied-r3 other $T --calibrate book.txt", 1, "tokenizer.json", NULL);
+    assert_program(*state, "ls other", 2, NULL); /* nothing was written */
+}
+
 static void test_refusals(void **state) {
     assert_program(*state, "rm -rf packed && $P quantize $M packed $T", 0, NULL);
     assert_program(*state, "$P run packed $T --weights bf16 -p x -n 1", 2, "packed as q4", "quantise the original",
@@ -42,6 +91,7 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_output), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_output), cmocka_unit_test(test_calibrate),
+                                       cmocka_unit_test(test_calibrate_refusals), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, program_setup, program_teardown);
 }
