@@ -18,6 +18,7 @@ struct cpu {
     const struct cpu_table *table;
     struct team *team;
     unsigned char *scratch; /* CPU_SCRATCH per worker */
+    worker_taken *taken[2]; /* [threads] for ops in turn */
 };
 
 const struct cpu_table *const *cpu_tables(void) {
@@ -53,6 +54,29 @@ void worker_share(const struct worker *worker, int64_t n, int64_t grain, int64_t
     team_share(n, grain, worker->index, worker->count, begin, end);
 }
 
+/* Takes one unit of the n that `taken` counts, from the front or the end: its index, or -1 when there is none. */
+static int64_t take_one(worker_taken *taken, int64_t n, bool front) {
+    uint64_t old = atomic_load_explicit(taken, memory_order_relaxed);
+    for (;;) {
+        int64_t first = (int64_t)(uint32_t)old, last = n - 1 - (int64_t)(old >> 32);
+        if (first > last) return -1;
+        uint64_t next = old + (front ? 1 : (uint64_t)1 << 32);
+        if (atomic_compare_exchange_weak_explicit(taken, &old, next, memory_order_relaxed, memory_order_relaxed))
+            return front ? first : last;
+    }
+}
+
+int64_t worker_take(const struct worker *worker, int64_t n) {
+    for (int i = 0; i < worker->count; i++) {
+        int owner = (worker->index + i) % worker->count;
+        int64_t begin, end;
+        team_share(n, 1, owner, worker->count, &begin, &end);
+        int64_t unit = take_one(&worker->taken[owner], end - begin, i == 0);
+        if (unit >= 0) return begin + unit;
+    }
+    return -1;
+}
+
 struct execution {
     const struct cpu *cpu;
     const struct pass *pass;
@@ -62,9 +86,12 @@ static void execute_worker(void *context, int index, int count) {
     const struct execution *execution = context;
     const struct cpu *cpu = execution->cpu;
     const struct pass *pass = execution->pass;
-    struct worker worker = {index, count, cpu->scratch + (size_t)index * CPU_SCRATCH};
+    struct worker worker = {index, count, cpu->scratch + (size_t)index * CPU_SCRATCH, NULL};
     for (int32_t i = 0; i < pass->count; i++) {
         const struct op *op = &pass->ops[i];
+        worker.taken = cpu->taken[i % 2];
+        /* Nobody is at the op before any more; the barrier below makes the zero known to the next. */
+        atomic_store_explicit(&cpu->taken[(i + 1) % 2][index], 0, memory_order_relaxed);
         cpu->table->ops[op->kind](op, &worker);
         if (i + 1 < pass->count) team_barrier(cpu->team);
     }
@@ -73,7 +100,9 @@ static void execute_worker(void *context, int index, int count) {
 static void cpu_execute(struct backend *backend, const struct pass *pass) {
     struct cpu *cpu = (struct cpu *)backend;
     struct execution execution = {cpu, pass};
-    if (pass->count) team_run(cpu->team, execute_worker, &execution);
+    if (!pass->count) return;
+    for (int i = 0; i < cpu->backend.threads; i++) atomic_store_explicit(&cpu->taken[0][i], 0, memory_order_relaxed);
+    team_run(cpu->team, execute_worker, &execution);
 }
 
 static void *memory_alloc(size_t size) {
@@ -105,6 +134,8 @@ static void cpu_close(struct backend *backend) {
     if (!cpu) return;
     if (cpu->scratch) munmap(cpu->scratch, CPU_SCRATCH * (size_t)cpu->backend.threads);
     team_close(cpu->team);
+    free(cpu->taken[0]);
+    free(cpu->taken[1]);
     free(cpu);
 }
 
@@ -144,7 +175,8 @@ int cpu_open(struct backend **backend, int n_threads, const char *table, looplm_
             .close = cpu_close,
         };
         cpu->scratch = memory_alloc(CPU_SCRATCH * (size_t)cpu->backend.threads);
-        if (!cpu->scratch)
+        for (int i = 0; i < 2; i++) cpu->taken[i] = calloc((size_t)cpu->backend.threads, sizeof *cpu->taken[i]);
+        if (!cpu->scratch || !cpu->taken[0] || !cpu->taken[1])
             status = error_set(err, LOOPLM_MEMORY, "no memory for the scratch of %d threads", cpu->backend.threads);
     }
     if (status) {

@@ -4,12 +4,18 @@
 
 #include "tensor/backend.h"
 
+#include <stdatomic.h>
+
 struct team;
+
+/* How much of a worker's share of an op has been taken from its front (low half) and from its end (high half). */
+typedef _Atomic uint64_t worker_taken;
 
 /* What a kernel knows of the thread it runs on: it does its share `index` of `count`. */
 struct worker {
     int index, count;
-    void *scratch; /* CPU_SCRATCH bytes of its own, 64-byte aligned, contents undefined */
+    void *scratch;       /* CPU_SCRATCH bytes of its own, 64-byte aligned, contents undefined */
+    worker_taken *taken; /* [count] of the op at hand, zero before it */
 };
 #define CPU_SCRATCH ((size_t)4 << 20)
 
@@ -31,5 +37,9 @@ int cpu_open(struct backend **backend, int n_threads, const char *table, looplm_
 
 /* [begin, end) of this worker's share of n units, in multiples of `grain` (but for the last). */
 void worker_share(const struct worker *worker, int64_t n, int64_t grain, int64_t *begin, int64_t *end);
+/* One after the other, the units of this worker's share of n in order, then those that others have left, from their
+ * ends; -1 when all n are taken. So a core that is slower, or that other programs hold, delays nobody for longer than a
+ * unit. An op uses it for one list of units at most, and every worker with the same n. */
+int64_t worker_take(const struct worker *worker, int64_t n);
 
 #endif
