@@ -54,7 +54,7 @@ struct bench {
     struct backend *backend; /* of the probed memory; its table is the models' */
     int32_t prefill[BENCH_LIST_MAX], rows[BENCH_LIST_MAX], context[BENCH_LIST_MAX], loops[BENCH_LIST_MAX];
     int n_prefill, n_rows, n_context, n_loops;
-    json_t *results;
+    json_t *info, *results;
 };
 
 static int parse_list(const char *option, const char *text, int32_t most, int32_t *list, int *n, looplm_error *err) {
@@ -165,6 +165,13 @@ static void print_info(const json_t *info) {
            info_real(info, "peak_tiles_int8_gop_per_s"));
 }
 
+/* The machine, once: behind the first model's errors, which need not wait for probes. */
+static void tell_machine(struct bench *b) {
+    if (b->info) return;
+    b->info = machine_info(b);
+    if (!b->options->json) print_info(b->info);
+}
+
 static int measure_engine(struct bench *b, enum kv_type kv_type, looplm_error *err) {
     const struct bench_options *o = b->options;
     struct bench_engine_options engine = {.kv_type = kv_type,
@@ -204,6 +211,7 @@ static int measure_weights(struct bench *b, const char *weights, looplm_error *e
     const struct bench_options *o = b->options;
     looplm_model_options options = {.weights = weights, .kernels = o->kernels, .threads = (int)o->threads};
     int status = looplm_model_open(&b->model, o->model, &options, err);
+    if (!status) tell_machine(b);
     char name[BENCH_NAME_SIZE];
     for (const char *p = o->kv_type; !status && next_name(&p, name);) {
         enum kv_type kv_type;
@@ -270,16 +278,16 @@ static int bench(struct bench *b, looplm_error *err) {
     if (!(b->probe_memory = b->backend->alloc(b->backend, PROBE_BYTES)))
         return error_set(err, LOOPLM_MEMORY, "no memory for the bandwidth probe");
     memset(b->probe_memory, 1, PROBE_BYTES);
-    json_t *info = machine_info(b);
-    if (!o->json) print_info(info);
-    if (!o->info) status = measure(b, err);
+    if (o->info)
+        tell_machine(b);
+    else
+        status = measure(b, err);
     if (!status && o->json) {
-        json_object_set(info, "results", b->results);
-        char *text = json_dumps(info, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+        json_object_set(b->info, "results", b->results);
+        char *text = json_dumps(b->info, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
         if (text) puts(text);
         free(text);
     }
-    json_decref(info);
     return status;
 }
 
@@ -296,6 +304,7 @@ static int run_bench(int argc, char **argv) {
         b.backend->release(b.backend, b.probe_memory, PROBE_BYTES);
         b.backend->close(b.backend);
     }
+    json_decref(b.info);
     json_decref(b.results);
     options_free(bench_options_table(), &o);
     return status ? command_fail(&err) : COMMAND_DONE;

@@ -93,12 +93,19 @@ int scheduler_submit(struct scheduler *s, struct request *r, looplm_error *err) 
     return 0;
 }
 
+/* Its ids that are to run: when generation is over, the last token is not, also where scored positions still owe loops.
+ */
+static int32_t ids_to_run(const struct request *r) {
+    return r->n_ids - (r->reason != REQUEST_ENDED_NONE && request_made(r) > 0);
+}
+
 /* The record of a running request: where its ids left, or, for the last one, which runs again in any case, how it is to
  * leave. */
 static void record(struct request *r) {
     const struct kv_sequence *kv = sequence_kv(r->sequence);
     const uint8_t *targets = sequence_targets(r->sequence);
-    for (int32_t p = 0; p < r->n_ids; p++) r->targets[p] = p + 1 < r->n_ids && kv->left[p] ? kv->left[p] : targets[p];
+    for (int32_t p = 0; p < ids_to_run(r); p++)
+        r->targets[p] = p + 1 < r->n_ids && kv->left[p] ? kv->left[p] : targets[p];
 }
 
 int scheduler_fork(struct scheduler *s, struct request *parent, struct request *child, looplm_error *err) {
@@ -279,7 +286,7 @@ static int32_t free_place(const struct scheduler *s) {
 static void place(struct scheduler *s, struct request *r, int32_t i) {
     struct sequence_options options = sequence_options_of(s, r);
     int status = sequence_reopen(s->places[i], &options, NULL);
-    if (!status) status = sequence_feed(s->places[i], r->ids, r->targets, r->n_ids, NULL);
+    if (!status) status = sequence_feed(s->places[i], r->ids, r->targets, ids_to_run(r), NULL);
     CHECK_EQ(status, 0);
     sequence_generate(s->places[i], r->options.tokens_max > 0 && !r->reason);
     s->requests[i] = r;

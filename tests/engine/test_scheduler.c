@@ -327,6 +327,43 @@ static void test_least_pool(void **state) {
     scheduler_close(s);
 }
 
+static void count_predictions(void *context, struct request *r, const struct prediction *p) {
+    int32_t *counts = context;
+    (void)r;
+    counts[p->position]++;
+}
+
+/* A scored request has its last token while its rows still owe loops; preempted then, the token is not run for that. */
+static void test_preempted_owing_loops(void **state) {
+    (void)state;
+    looplm_error err;
+    struct scheduler *s = open_scheduler(1, KV_BLOCK, 8, false);
+    struct made made;
+    struct watch watch = {.made = &made, .act_at = -1};
+    int32_t counts[4] = {0};
+    struct request_options o = options_of(&watch, NULL, KV_POLICY_FULL), urgent = o;
+    o.n_prompt = 2;
+    o.tokens_max = 1;
+    o.score = true;
+    o.on_token = count_predictions;
+    o.on_finish = NULL;
+    o.context = counts;
+    if (exit_rule_parse(&o.rule, "diff=0.1,max=2", &err)) fail_msg("%s", err.message);
+    urgent.n_prompt = urgent.tokens_max = 1;
+    urgent.priority = 1;
+    struct request *scored = submit(s, &o), *other;
+    for (bool busy; request_made(scored) == 0;) assert_int_equal(scheduler_step(s, &busy, &err), 0);
+    assert_int_equal(scored->state, REQUEST_RUNNING);
+    other = submit(s, &urgent);
+    run(s);
+    assert_int_equal(scheduler_counters(s).preemptions, 1);
+    assert_int_equal(scored->reason, REQUEST_ENDED_LENGTH);
+    for (int32_t i = 0; i < 4; i++) assert_int_equal(counts[i], i < 2);
+    request_close(scored);
+    request_close(other);
+    scheduler_close(s);
+}
+
 static int open_model(void **state) {
     (void)state;
     tiny_open(&tiny, R, WEIGHT_F32, NULL, 1);
@@ -340,8 +377,11 @@ static int close_model(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_depth_vector), cmocka_unit_test(test_fixed_depth),
-                                       cmocka_unit_test(test_refill), cmocka_unit_test(test_ends),
-                                       cmocka_unit_test(test_least_pool)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_depth_vector),
+                                       cmocka_unit_test(test_fixed_depth),
+                                       cmocka_unit_test(test_refill),
+                                       cmocka_unit_test(test_ends),
+                                       cmocka_unit_test(test_least_pool),
+                                       cmocka_unit_test(test_preempted_owing_loops)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
