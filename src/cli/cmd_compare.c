@@ -7,19 +7,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COMPARE_OPTIONS(X)                                                                                           \
-    X(ARGUMENT, reference, "REFERENCE", "a model directory, run in f32 (a packed one as it is)")                     \
-    X(ARGUMENT, model, "MODEL", "the model to judge: the same directory in another type, or a packed one")           \
-    X(ARGUMENTS, texts, "FILE",                                                                                      \
-      "text that neither was fitted to: .txt is one document, .jsonl has one per line (\"text\", or \"prompt\" and " \
-      "\"answer\", of which the answer counts); .gz and .zst are unpacked")                                          \
-    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the model's weights in memory")     \
-    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16|q8", "the type of the model's keys and values")          \
-    X(REAL, q, "q", 0, 0.5, 0.0, 1.0, "Q",                                                                           \
-      "the Q-exit whose steps are compared; where it is not given, the reference's own if it has one")               \
-    X(INT, tokens, "tokens", 'n', 12000, 2, 1 << 30, "N", "tokens of each file at most")                             \
-    X(INT, sequence, "sequence", 0, 256, 2, 1 << 20, "N", "longest sequence; longer documents are cut")              \
-    X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                             \
+#define COMPARE_OPTIONS(X)                                                                                            \
+    X(ARGUMENT, reference, "REFERENCE", "a model directory, run in f32 (a packed one as it is)")                      \
+    X(ARGUMENT, model, "MODEL", "the model to judge: the same directory in another type, or a packed one")            \
+    X(ARGUMENTS, texts, "FILE",                                                                                       \
+      "text that neither was fitted to: .txt is one document, .jsonl has one per line (\"text\", or \"prompt\" and "  \
+      "\"answer\", of which the answer counts); .gz and .zst are unpacked")                                           \
+    X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the model's weights in memory")      \
+    X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16|q8", "the type of the model's keys and values")           \
+    X(TEXT, only, "only", 0, NULL, "CLASS,..",                                                                        \
+      "round only these tensors to --weights, q8 or q4, and compute in f32: embed, q, k, v, o, gate, up, down, head") \
+    X(REAL, q, "q", 0, 0.5, 0.0, 1.0, "Q",                                                                            \
+      "the Q-exit whose steps are compared; where it is not given, the reference's own if it has one")                \
+    X(INT, tokens, "tokens", 'n', 12000, 2, 1 << 30, "N", "tokens of each file at most")                              \
+    X(INT, sequence, "sequence", 0, 256, 2, 1 << 20, "N", "longest sequence; longer documents are cut")               \
+    X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")                              \
     X(FLAG, json, "json", 0, "print one JSON object")
 OPTIONS_DEFINE(compare_options, COMPARE_OPTIONS)
 
@@ -28,11 +30,43 @@ extern const struct command command_compare;
 struct comparison {
     const struct compare_options *options;
     looplm_model *reference, *model;
+    uint32_t only; /* roles; 0: all */
     struct quality_options quality;
     json_t *results;
 };
 
 /* ---- the two models --------------------------------------------------------------------------------------------- */
+
+static int parse_only(const char *text, uint32_t *roles, looplm_error *err) {
+    static const struct {
+        const char *name;
+        enum tensor_role role;
+    } classes[] = {{"embed", TENSOR_EMBED}, {"q", TENSOR_Q},       {"k", TENSOR_K},
+                   {"v", TENSOR_V},         {"o", TENSOR_O},       {"gate", TENSOR_GATE},
+                   {"up", TENSOR_UP},       {"down", TENSOR_DOWN}, {"head", TENSOR_HEAD}};
+    for (const char *p = text; *p;) {
+        size_t n = strcspn(p, ","), i = 0, count = sizeof classes / sizeof *classes;
+        while (i < count && (strlen(classes[i].name) != n || memcmp(classes[i].name, p, n) != 0)) i++;
+        if (i == count)
+            return error_set(err, LOOPLM_USAGE,
+                             "--only: '%.*s' is no class of tensors; expected some of embed, q, k, v, o, gate, up, "
+                             "down, head, with commas",
+                             (int)n, p);
+        *roles |= 1u << classes[i].role;
+        p += n + (p[n] == ',');
+    }
+    return LOOPLM_OK;
+}
+
+static int check_only(const struct compare_options *o, uint32_t *roles, looplm_error *err) {
+    *roles = 0;
+    if (!o->only) return LOOPLM_OK;
+    int status = parse_only(o->only, roles, err);
+    if (status) return status;
+    if (!*roles) return error_set(err, LOOPLM_USAGE, "--only: no class of tensors was given");
+    if (o->weights >= 3) return LOOPLM_OK;
+    return error_set(err, LOOPLM_USAGE, "--only rounds to 8 or 4 bits; expected --weights q8 or q4 with it");
+}
 
 static int open_one(looplm_model **model, const char *directory, const char *weights, int64_t threads,
                     looplm_error *err) {
@@ -47,11 +81,14 @@ static int open_one(looplm_model **model, const char *directory, const char *wei
 static int open_both(struct comparison *c, looplm_error *err) {
     static const char *const types[] = {"auto", "f32", "bf16", "q8", "q4"};
     const struct compare_options *o = c->options;
-    int status = open_one(&c->reference, o->reference, "f32", o->threads, err);
+    int status = check_only(o, &c->only, err);
+    if (!status) status = open_one(&c->reference, o->reference, "f32", o->threads, err);
     if (!status) status = model_need_tokenizer(c->reference, err);
-    if (!status) status = open_one(&c->model, o->model, types[o->weights], o->threads, err);
+    if (!status) status = open_one(&c->model, o->model, c->only ? "f32" : types[o->weights], o->threads, err);
     if (status) return status;
     struct model *model = c->model->model, *reference = c->reference->model;
+    if (c->only) status = quality_round(model, c->only, (enum weight_type)(o->weights - 1), err);
+    if (status) return status;
     double threshold = reference->config.exit_threshold;
     c->quality = (struct quality_options){.reference = reference,
                                           .model = model,
@@ -135,11 +172,12 @@ static int compare(struct comparison *c, looplm_error *err) {
     int status = open_both(c, err);
     if (status) return status;
     double bits = bits_per_weight(c->model->model);
-    if (!o->json) printf("%s as %s: %.2f bits a weight\n", o->model, c->model->info.weights, bits);
+    if (!o->json && !c->only) printf("%s as %s: %.2f bits a weight\n", o->model, c->model->info.weights, bits);
     for (int i = 0; i < o->texts.count && !status; i++) status = compare_file(c, o->texts.items[i], err);
     if (status || !o->json) return status;
     json_t *object = json_pack("{s:s, s:s, s:s, s:f, s:O}", "reference", o->reference, "model", o->model, "weights",
                                c->model->info.weights, "bits_per_weight", bits, "files", c->results);
+    if (object && c->only) json_object_set_new(object, "only", json_string(o->only));
     char *text = object ? json_dumps(object, JSON_INDENT(1) | JSON_REAL_PRECISION(6)) : NULL;
     json_decref(object);
     if (!text) return error_set(err, LOOPLM_MEMORY, "no memory for the JSON");

@@ -6,6 +6,8 @@
 #include "engine/study.h"
 #include "model/exit.h"
 #include "model/loop.h"
+#include "model/model_place.h"
+#include "tensor/quant.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -161,4 +163,43 @@ int quality_add(struct quality *q, const struct quality_options *o, const struct
     }
     heads_free(&heads);
     return status;
+}
+
+/* ---- one class of tensors --------------------------------------------------------------------------------------- */
+
+/* Element (n, k) of packed f32 panels. */
+static real *element(const struct weight *w, int64_t n, int64_t k) {
+    int64_t first = n / PANEL * PANEL;
+    return (real *)w->data + first * w->k + k * quant_width(w, first) + (n - first);
+}
+
+static void round_rows(const struct weight *w, int64_t row, int64_t rows, enum weight_type type) {
+    for (int64_t n = row; n < row + rows; n++)
+        for (int64_t k = 0; k < w->k; k += QUANT_GROUP) {
+            float x[QUANT_GROUP];
+            int8_t q[QUANT_GROUP];
+            uint16_t scale;
+            for (int i = 0; i < QUANT_GROUP; i++) x[i] = (float)*element(w, n, k + i);
+            quant_weight_group(type, x, q, &scale);
+            for (int i = 0; i < QUANT_GROUP; i++) *element(w, n, k + i) = (real)((float)q[i] * bf16_to_float(scale));
+        }
+}
+
+int quality_round(struct model *model, uint32_t roles, enum weight_type type, looplm_error *err) {
+    struct tensor_table table;
+    int status = model_check_groups(&model->config, type, err);
+    if (!status && (model->mapped || model->weight_type != WEIGHT_F32))
+        status = error_set(err, LOOPLM_USAGE,
+                           "one class of tensors is rounded in f32 weights that are not packed; give the original");
+    if (!status) status = tensor_table_init(&table, &model->config, err);
+    if (status) return status;
+    for (int32_t i = 0; i < table.count; i++) {
+        const struct tensor_spec *spec = &table.specs[i];
+        int64_t row;
+        if (!(roles >> spec->role & 1) || !tensor_is_matrix(spec)) continue;
+        const struct weight *w = model_matrix(model, spec->role, spec->layer, &row);
+        round_rows(w, row, spec->rows, type);
+    }
+    tensor_table_free(&table);
+    return LOOPLM_OK;
 }

@@ -4,6 +4,7 @@
 
 #include "model/kv.h"
 #include "model/model.h"
+#include "model/tensors.h"
 #include "text/pieces.h"
 
 /* Sums over the positions asked, at one loop. */
@@ -33,5 +34,9 @@ int quality_check(const struct quality_options *options, looplm_error *err);
 /* Runs the pieces through both models at full depth and adds to the sums. */
 int quality_add(struct quality *quality, const struct quality_options *options, const struct pieces *pieces,
                 looplm_error *err);
+
+/* For the study of one class of tensors: rounds the matrices of these roles (bit i: role i) of an f32 model to `type`,
+ * q8 or q4, and back. Inputs of products stay as they are. */
+int quality_round(struct model *model, uint32_t roles, enum weight_type type, looplm_error *err);
 
 #endif

@@ -113,8 +113,7 @@ static int no_memory(const struct model *m, looplm_error *err) {
         (m->memory_size + m->vectors_size) >> 20, model_weight_type_name(m->weight_type));
 }
 
-/* Quantised weights come in whole groups of the inner dimension. */
-static int check_groups(const struct model_config *c, enum weight_type type, looplm_error *err) {
+int model_check_groups(const struct model_config *c, enum weight_type type, looplm_error *err) {
     const struct {
         const char *what;
         int64_t size;
@@ -132,7 +131,7 @@ static int check_groups(const struct model_config *c, enum weight_type type, loo
 int model_alloc_unmapped(struct model **out, const struct model_config *config, struct backend *backend,
                          enum weight_type type, looplm_error *err) {
     *out = NULL;
-    int bad = check_groups(config, type, err);
+    int bad = model_check_groups(config, type, err);
     if (bad) return bad;
     struct model *m = calloc(1, sizeof *m);
     if (!m) return error_set(err, LOOPLM_MEMORY, "no memory for a model");

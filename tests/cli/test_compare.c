@@ -70,6 +70,33 @@ static void test_files(void **state) {
     assert_program(*state, COMPARE TINY " $T -n 50 --kv-type q8 book.txt", 0, "as bf16: 16", NULL);
 }
 
+static double only(const char *directory, const char *classes) {
+    char *command;
+    assert_true(asprintf(&command, COMPARE TINY " $T --weights q4 --only %s -n 200 --json book.txt", classes) > 0);
+    json_t *json = program_json(directory, command);
+    assert_string_equal(json_string_value(json_object_get(json, "only")), classes);
+    double kl = at_loop(json, 0, 3, "kl");
+    json_decref(json);
+    free(command);
+    return kl;
+}
+
+static void test_only(void **state) {
+    double v = only(*state, "v"), attention = only(*state, "q,k,v,o"), stack = only(*state, "q,k,v,o,gate,up,down");
+    assert_true(v > 0 && attention > v && stack > attention);
+    assert_program(*state, COMPARE TINY " $T --weights q4 --only v,w book.txt", 2, "'w' is no class of tensors", NULL);
+    assert_program(*state, COMPARE TINY " $T --weights q4 --only '' book.txt", 2, "no class", NULL);
+    assert_program(*state, COMPARE TINY " $T --weights bf16 --only v book.txt", 2, "--weights q8 or q4", NULL);
+    assert_program(*state,
+                   "rm -rf packed && $P quantize " TINY " packed $T --weights f32 && " COMPARE
+                   "packed $T --weights q4 --only v book.txt",
+                   2, "give the original", NULL);
+    assert_program(*state,
+                   "rm -rf packed && $P quantize " TINY " packed $T --weights q4 && " COMPARE
+                   "packed $T --weights q4 --only v book.txt",
+                   2, "original", NULL);
+}
+
 static void test_refusals(void **state) {
     free(support_write_file(*state, "empty.txt", ""));
     assert_program(*state, COMPARE TINY " $T empty.txt", 1, "empty.txt: found no text", NULL);
@@ -86,6 +113,6 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_types), cmocka_unit_test(test_files),
-                                       cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_only), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, program_setup, program_teardown);
 }

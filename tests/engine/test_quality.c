@@ -6,6 +6,7 @@
 #include "model/safetensors.h"
 #include "support/support.h"
 #include "support/tiny.h"
+#include "tensor/quant.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -165,6 +166,60 @@ static void test_itself(void **state) {
     tiny_close(&tiny);
 }
 
+/* ---- one class of tensors --------------------------------------------------------------------------------------- */
+
+/* A parameter tensor as it would be if it were rounded to q4 and back; rows * cols fresh reals. */
+static real *rounded(const struct params *params, const struct tensor_spec *spec) {
+    const real *from = params->data + spec->offset;
+    real *to = malloc((size_t)(spec->rows * spec->cols) * sizeof *to);
+    for (int64_t i = 0; i < spec->rows * spec->cols; i += QUANT_GROUP) {
+        int8_t q[QUANT_GROUP];
+        uint16_t scale;
+        quant_weight_group(WEIGHT_Q4, from + i, q, &scale);
+        for (int j = 0; j < QUANT_GROUP; j++) to[i + j] = (real)((float)q[j] * bf16_to_float(scale));
+    }
+    return to;
+}
+
+/* Rounding in the packed model is packing what was rounded before, and moves no other tensor. */
+static void check_round(enum tensor_role role) {
+    struct tiny tiny; /* of q4, for its sizes */
+    struct model *found, *expected;
+    looplm_error err = {0};
+    tiny_open(&tiny, LOOPS, WEIGHT_Q4, NULL, 1);
+    struct params *params = &tiny.params;
+    for (int i = 0; i < 2; i++) {
+        struct model **model = i ? &expected : &found;
+        assert_int_equal(model_alloc(model, &params->config, tiny.backend, WEIGHT_F32, &err), 0);
+        for (int32_t t = 0; i && t < params->table.count; t++) {
+            const struct tensor_spec *spec = &params->table.specs[t];
+            if (spec->role != role) continue;
+            real *values = rounded(params, spec);
+            memcpy(params->data + spec->offset, values, (size_t)(spec->rows * spec->cols) * sizeof(real));
+            free(values);
+        }
+        model_pack(*model, params);
+    }
+    if (quality_round(found, 1u << role, WEIGHT_Q4, &err)) fail_msg("%s", err.message);
+    assert_int_equal(found->memory_size, expected->memory_size);
+    assert_memory_equal(found->memory, expected->memory, found->memory_size);
+    model_close(found);
+    model_close(expected);
+    tiny_close(&tiny);
+}
+
+static void test_round(void **state) {
+    (void)state;
+    static const enum tensor_role roles[] = {TENSOR_EMBED, TENSOR_Q,  TENSOR_K,    TENSOR_V,   TENSOR_O,
+                                             TENSOR_GATE,  TENSOR_UP, TENSOR_DOWN, TENSOR_HEAD};
+    struct tiny tiny;
+    looplm_error err = {0};
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) check_round(roles[i]);
+    tiny_open(&tiny, LOOPS, WEIGHT_F32, NULL, 1); /* an ffn of 48 is no whole number of groups */
+    assert_int_equal(quality_round(tiny.model, 1u << TENSOR_Q, WEIGHT_Q4, &err), LOOPLM_UNSUPPORTED);
+    tiny_close(&tiny);
+}
+
 static void test_unlike(void **state) {
     (void)state;
     struct tiny a, b;
@@ -180,6 +235,6 @@ static void test_unlike(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_naive), cmocka_unit_test(test_itself),
-                                       cmocka_unit_test(test_unlike)};
+                                       cmocka_unit_test(test_round), cmocka_unit_test(test_unlike)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
