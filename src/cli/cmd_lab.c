@@ -48,6 +48,7 @@
     X(FLAG, json, "json", 0, "score: print one JSON object")                                                           \
     X(TEXT, plot, "plot", 0, NULL, "FILE", "score: draw a .png or .svg: accuracy for each number of loops, and depth") \
     X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")               \
+    X(CHOICE, kv, "kv", 0, "last-exited", "last-exited|full|shared-last|shared-first", "planes of generated tokens")   \
     X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16|q8", "the type of keys and values in the cache")           \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")
 OPTIONS_DEFINE(lab_options, LAB_OPTIONS)
@@ -153,6 +154,7 @@ static int score(const struct lab_options *o, const struct lab_task *task, loopl
                                         .parallel = (int32_t)o->parallel,
                                         .seed = (uint64_t)o->seed,
                                         .adaptive_prompt = o->adaptive_prompt,
+                                        .kv = (enum kv_policy)o->kv,
                                         .kv_type = o->kv_type ? (enum kv_type)(o->kv_type - 1)
                                                               : kv_type_default(model->model->weight_type),
                                         .rules = rules,

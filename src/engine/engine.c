@@ -311,7 +311,10 @@ static bool settle_row(struct engine *e, int32_t row, const struct exit_evidence
         }
     }
     bool through = slot->target == SLOT_BY_RULE ? slot->predicted != 0 : slot->done == slot->target;
-    if (through) leave(e, s, slot);
+    if (through)
+        leave(e, s, slot);
+    else
+        e->n_lends += kv_stay(&s->kv, slot->position, e->lends + e->n_lends);
     return predicts;
 }
 

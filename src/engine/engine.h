@@ -96,6 +96,8 @@ void sequence_release(struct sequence *sequence);
  * it is 0; otherwise a prompt runs every loop. Ids out of the vocabulary and a full context are errors; nothing is
  * appended then. */
 int sequence_feed(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err);
+/* The same for ids that were generated at those depths: with shared planes (kv.h) they run one by one, as they did. */
+int sequence_replay(struct sequence *sequence, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err);
 /* While on, the last id's row predicts, the sampled id is appended, and so on, one token a prediction. Off: fed ids run
  * and nothing is sampled; rows that speculation has begun wait. */
 void sequence_generate(struct sequence *sequence, bool on);

@@ -47,6 +47,7 @@ struct sequence {
     uint8_t *targets;     /* [capacity] loops asked for, SLOT_BY_RULE for generated ids */
     int32_t n_ids, n_fed; /* ids; those that have been given a slot, proposed ones included */
     int32_t n_given;      /* ids up to the last one that was fed */
+    int32_t n_turn;       /* ids before it were fed; those from it on are generated, or replayed as generated */
     int32_t n_proposed;   /* ids[n_ids ..] that a row still on its way proposes (speculate.c) */
     struct speculation speculation;
     int32_t n_enter, end; /* of the pass being planned: rows that enter it, all at positions below end */

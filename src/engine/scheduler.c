@@ -154,7 +154,9 @@ static bool all_planes(const struct request *r, int32_t block) {
 static int32_t adopt_cached(struct scheduler *s, struct request *r) {
     int32_t n = 0;
     if (!s->cache) return 0;
-    for (; (n + 1) * KV_BLOCK < r->n_ids && all_planes(r, n); n++) {
+    /* With shared planes what was generated has read, and left, other keys and values than a prompt. */
+    const int32_t end = kv_policy_shared(r->options.policy) ? r->options.n_prompt : r->n_ids;
+    for (; (n + 1) * KV_BLOCK < end && all_planes(r, n); n++) {
         void *const *blocks = prefix_cache_find(s->cache, key_of(s, r, n));
         if (!blocks) break;
         sequence_adopt_block(r->sequence, blocks);
@@ -170,8 +172,9 @@ static int32_t shareable(const struct request *r) {
     const struct kv_sequence *kv = sequence_kv(parent->sequence);
     int32_t n = kv_complete(kv, r->n_ids - 1);
     for (int32_t p = 0; p < n; p++)
-        if (r->targets[p] != kv->left[p] || r->ids[p] != sequence_ids(parent->sequence)[p]) return p;
-    return n;
+        if (r->targets[p] != kv->left[p] || r->ids[p] != sequence_ids(parent->sequence)[p]) n = p;
+    /* The rest of a prompt needs planes that were given up when they were joined. */
+    return kv->n_joined > 0 && n < r->options.n_prompt ? 0 : n;
 }
 
 static void adopt(struct scheduler *s, struct request *r) {
@@ -286,7 +289,9 @@ static int32_t free_place(const struct scheduler *s) {
 static void place(struct scheduler *s, struct request *r, int32_t i) {
     struct sequence_options options = sequence_options_of(s, r);
     int status = sequence_reopen(s->places[i], &options, NULL);
-    if (!status) status = sequence_feed(s->places[i], r->ids, r->targets, ids_to_run(r), NULL);
+    const int32_t prompt = r->options.n_prompt, made = ids_to_run(r) - prompt;
+    if (!status) status = sequence_feed(s->places[i], r->ids, r->targets, prompt, NULL);
+    if (!status) status = sequence_replay(s->places[i], r->ids + prompt, r->targets + prompt, made, NULL);
     CHECK_EQ(status, 0);
     sequence_generate(s->places[i], r->options.tokens_max > 0 && !r->reason);
     s->requests[i] = r;
@@ -339,8 +344,7 @@ static void finish(struct scheduler *s, struct request *r, enum request_reason r
 
 /* ---- preemption and admission ------------------------------------------------------------------------------------ */
 
-/* Back into the queue. Its blocks go; the record brings them back. (A policy whose planes cannot be replayed would copy
- * them out here, and in again in `place`.) */
+/* Back into the queue. Its blocks go; the record brings them back. */
 static void preempt(struct scheduler *s, struct request *r) {
     record(r);
     r->n_ran = sequence_run_length(r->sequence);
@@ -401,8 +405,8 @@ static int64_t lower_blocks(const struct scheduler *s, const struct request *r) 
     for (int32_t i = 0; i < s->options.running_max; i++) {
         const struct request *other = s->requests[i];
         if (!other || other->options.priority >= r->options.priority) continue;
-        blocks += blocks_for(other,
-                             s->options.reserve_worst_case ? other->capacity : sequence_kv(other->sequence)->positions);
+        blocks += s->options.reserve_worst_case ? blocks_for(other, other->capacity)
+                                                : kv_blocks(sequence_kv(other->sequence));
     }
     return blocks;
 }
@@ -493,8 +497,7 @@ static void finish_done(struct scheduler *s) {
     for (int32_t i = 0; i < s->options.running_max; i++) {
         struct request *r = s->requests[i];
         if (!r) continue;
-        const struct kv_sequence *kv = sequence_kv(r->sequence);
-        int32_t blocks = (int32_t)blocks_for(r, kv->positions);
+        int32_t blocks = (int32_t)kv_blocks(sequence_kv(r->sequence));
         if (blocks > r->counters.blocks_max) r->counters.blocks_max = blocks;
         offer(s, r);
         if (ended(r)) finish(s, r, r->reason ? r->reason : REQUEST_ENDED_LENGTH);

@@ -76,7 +76,7 @@ static void sequence_begin(struct sequence *s, const struct sequence_options *op
 
 void sequence_release(struct sequence *s) {
     kv_release(&s->kv);
-    s->n_ids = s->n_fed = s->n_given = s->n_proposed = s->n_slots = s->n_free_rows = 0;
+    s->n_ids = s->n_fed = s->n_given = s->n_turn = s->n_proposed = s->n_slots = s->n_free_rows = 0;
     s->generating = s->settling = s->draining = s->tail_sampled = false;
     for (int32_t i = 0; i < s->slots_max; i++) s->free_rows[s->n_free_rows++] = s->slots_max - 1 - i;
 }
@@ -176,7 +176,7 @@ static void forget_guesses(struct sequence *s) {
     sequence_sweep(s);
 }
 
-int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err) {
+static int append(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err) {
     int status = check_ids(s, ids, n, err);
     if (status) return status;
     for (int32_t i = 0; i < n; i++)
@@ -193,6 +193,21 @@ int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths,
     s->n_ids += n;
     s->n_given = s->n_ids;
     return 0;
+}
+
+int sequence_feed(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err) {
+    int status = append(s, ids, depths, n, err);
+    if (status || n == 0) return status;
+    /* A generated id that has not run belongs to the turn that follows it; with shared planes it runs as the turn does.
+     */
+    if (kv_policy_shared(s->options.policy))
+        for (int32_t p = s->n_fed; p < s->n_ids - n; p++) s->targets[p] = (uint8_t)s->kv.loops;
+    s->n_turn = s->n_ids;
+    return 0;
+}
+
+int sequence_replay(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, looplm_error *err) {
+    return append(s, ids, depths, n, err);
 }
 
 void sequence_generate(struct sequence *s, bool on) {
@@ -287,8 +302,13 @@ static bool open_chunk(struct sequence *s, int32_t room) {
     int32_t total = s->n_ids + s->n_proposed, n = total - s->n_fed, free_slots = s->slots_max - s->n_slots;
     if (n > room) n = room;
     if (n > free_slots) n = free_slots;
+    bool generated = s->n_fed >= s->n_turn;
+    if (kv_policy_shared(s->options.policy)) { /* a generated row reads what the one before it has left */
+        int32_t most = generated ? 1 : s->n_turn - s->n_fed;
+        if (n > most) n = most;
+    }
     if (n < 1) return true;
-    if (!kv_reserve(&s->kv, s->n_fed + n)) return false;
+    if (!kv_begin(&s->kv, s->n_fed, s->n_fed + n, generated)) return false;
     for (int32_t i = 0; i < n; i++, s->n_fed++) slot_open(s, s->n_fed, s->n_fed + 1 == total);
     return true;
 }
@@ -311,7 +331,7 @@ static int32_t choose_slots(struct sequence *s, int32_t end) {
     }
     for (int32_t i = 0; i < s->n_slots; i++) {
         struct slot *slot = &s->slots[i];
-        bool lent = slot->waiting && s->kv.policy == KV_POLICY_LAST_EXITED;
+        bool lent = slot->waiting && s->kv.policy != KV_POLICY_FULL;
         slot->enters = !lent && slot->done < s->kv.loops && slot->position <= last_wanting[slot->done] &&
                        floor > slot->done && (slot->waiting || slot_wants(s, slot));
         n += slot->enters;
@@ -409,7 +429,7 @@ void sequence_sweep(struct sequence *s) {
     for (int32_t i = 0; i < s->n_slots; i++) {
         const struct slot *slot = &s->slots[i];
         bool left = s->kv.left[slot->position] != 0;
-        bool finished = left && (s->kv.policy == KV_POLICY_LAST_EXITED || slot->done == s->kv.loops);
+        bool finished = left && (s->kv.policy != KV_POLICY_FULL || slot->done == s->kv.loops);
         if (finished && !slot->held)
             s->free_rows[s->n_free_rows++] = slot->row;
         else
@@ -448,6 +468,7 @@ int sequence_restore(struct sequence *s, const int32_t *ids, const uint8_t *dept
     }
     s->tail_sampled = tail_sampled;
     s->n_ids = s->n_given = n;
+    s->n_turn = n - tail_sampled;
     s->n_fed = n_run;
     for (int32_t i = 0; i < n_run; i++) {
         s->kv.left[i] = depths[i];

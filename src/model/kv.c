@@ -24,13 +24,24 @@ static void **table(struct kv_sequence *seq, int32_t loop) {
     return seq->blocks + (size_t)loop * (size_t)(seq->capacity / KV_BLOCK);
 }
 
+/* Blocks [first, last) of the tables; a joined one once. */
 static void give_blocks(struct kv_sequence *seq, int32_t first, int32_t last) {
     for (int32_t r = 0; r < seq->loops; r++)
-        for (int32_t i = first; i < last; i++) kv_block_give(seq->pool, table(seq, r)[i]);
+        for (int32_t i = first; i < last; i++)
+            if (r == 0 || i >= seq->n_joined) kv_block_give(seq->pool, table(seq, r)[i]);
+    if (seq->n_joined > first) seq->n_joined = first;
+}
+
+static void give_aside(struct kv_sequence *seq) {
+    if (seq->aside) kv_block_give(seq->pool, seq->aside);
+    seq->aside = NULL;
 }
 
 void kv_sequence_free(struct kv_sequence *seq) {
-    if (seq->blocks) give_blocks(seq, 0, seq->positions / KV_BLOCK);
+    if (seq->blocks) {
+        give_blocks(seq, 0, seq->positions / KV_BLOCK);
+        give_aside(seq);
+    }
     free(seq->blocks);
     free(seq->done);
     free(seq->left);
@@ -40,13 +51,60 @@ void kv_sequence_free(struct kv_sequence *seq) {
 
 bool kv_reserve(struct kv_sequence *seq, int32_t n) {
     CHECK_LE(n, seq->capacity);
-    int32_t have = seq->positions / KV_BLOCK, want = (n + KV_BLOCK - 1) / KV_BLOCK;
+    int32_t have = seq->positions / KV_BLOCK, want = (n + KV_BLOCK - 1) / KV_BLOCK,
+            planes = seq->joined ? 1 : seq->loops;
     if (want <= have) return true;
-    if (kv_pool_available(seq->pool) < (int64_t)(want - have) * seq->loops) return false;
+    if (kv_pool_available(seq->pool) < (int64_t)(want - have) * planes) return false;
     for (int32_t r = 0; r < seq->loops; r++)
-        for (int32_t i = have; i < want; i++) table(seq, r)[i] = kv_block_take(seq->pool);
+        for (int32_t i = have; i < want; i++)
+            table(seq, r)[i] = r < planes ? kv_block_take(seq->pool) : table(seq, 0)[i];
     seq->positions = want * KV_BLOCK;
+    if (seq->joined) seq->n_joined = want;
     return true;
+}
+
+int64_t kv_blocks(const struct kv_sequence *seq) {
+    return (int64_t)(seq->positions / KV_BLOCK - seq->n_joined) * seq->loops + seq->n_joined + (seq->aside != NULL);
+}
+
+/* One plane stays of every block. */
+static void join(struct kv_sequence *seq) {
+    int32_t kept = seq->policy == KV_POLICY_SHARED_FIRST ? 0 : seq->loops - 1, blocks = seq->positions / KV_BLOCK;
+    for (int32_t i = seq->n_joined; i < blocks; i++) {
+        void *block = table(seq, kept)[i];
+        for (int32_t r = 0; r < seq->loops; r++) {
+            if (r != kept) kv_block_give(seq->pool, table(seq, r)[i]);
+            table(seq, r)[i] = block;
+        }
+    }
+    seq->n_joined = blocks;
+    seq->joined = true;
+}
+
+/* Blocks that positions >= n lie in get a copy at every loop. False without a change when the pool has too few. */
+static bool part(struct kv_sequence *seq, int32_t n) {
+    int32_t first = n / KV_BLOCK, blocks = seq->positions / KV_BLOCK;
+    int64_t copies = first < seq->n_joined ? (int64_t)(seq->n_joined - first) * (seq->loops - 1) : 0;
+    if (kv_pool_available(seq->pool) < copies) return false;
+    CHECK_EQ(seq->n_joined, blocks);
+    for (int32_t i = first; i < blocks; i++)
+        for (int32_t r = 1; r < seq->loops; r++)
+            table(seq, r)[i] = memcpy(kv_block_take(seq->pool), table(seq, 0)[i], seq->pool->block_size);
+    if (first < seq->n_joined) seq->n_joined = first;
+    seq->joined = false;
+    return true;
+}
+
+bool kv_begin(struct kv_sequence *seq, int32_t from, int32_t n, bool generated) {
+    if (kv_policy_shared(seq->policy)) {
+        if (generated && !seq->joined) join(seq);
+        if (!generated && seq->joined && !part(seq, from)) return false;
+        if (generated && seq->policy == KV_POLICY_SHARED_FIRST && seq->loops > 1 && !seq->aside) {
+            if (kv_pool_available(seq->pool) < 1) return false;
+            seq->aside = kv_block_take(seq->pool);
+        }
+    }
+    return kv_reserve(seq, n);
 }
 
 void kv_shrink(struct kv_sequence *seq, int32_t n) {
@@ -57,7 +115,7 @@ void kv_shrink(struct kv_sequence *seq, int32_t n) {
 }
 
 static bool plane_supplied(const struct kv_sequence *seq, int32_t p, int32_t loop) {
-    return seq->done[p] > loop || (seq->policy == KV_POLICY_LAST_EXITED && seq->left[p] && seq->left[p] <= loop);
+    return seq->done[p] > loop || (seq->policy != KV_POLICY_FULL && seq->left[p] && seq->left[p] <= loop);
 }
 
 static void ready_advance(struct kv_sequence *seq, int32_t loop) {
@@ -83,13 +141,22 @@ int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_le
     CHECK_EQ(seq->left[p], 0);
     CHECK_EQ(seq->done[p], depth);
     seq->left[p] = (uint8_t)depth;
-    if (seq->policy != KV_POLICY_LAST_EXITED) return 0;
+    if (seq->policy == KV_POLICY_FULL) return 0;
     int32_t n = 0, block = p / KV_BLOCK;
     for (int32_t r = depth; r < seq->loops; r++) {
-        lends[n++] = (struct kv_lend){kv_table(seq, depth - 1)[block], kv_table(seq, r)[block], p % KV_BLOCK};
+        if (!seq->joined)
+            lends[n++] = (struct kv_lend){kv_table(seq, depth - 1)[block], kv_table(seq, r)[block], p % KV_BLOCK};
         ready_advance(seq, r);
     }
+    if (seq->joined && seq->aside && depth > 1)
+        lends[n++] = (struct kv_lend){seq->aside, kv_table(seq, 0)[block], p % KV_BLOCK};
     return n;
+}
+
+int32_t kv_stay(const struct kv_sequence *seq, int32_t p, struct kv_lend *lends) {
+    if (!seq->joined || !seq->aside || seq->done[p] != 1) return 0;
+    lends[0] = (struct kv_lend){kv_table(seq, 0)[p / KV_BLOCK], seq->aside, p % KV_BLOCK};
+    return 1;
 }
 
 /* Zeroes the slots [slot, KV_BLOCK) of a block: columns of the key panels, rows of the values. */
@@ -133,19 +200,25 @@ void kv_drop(struct kv_sequence *seq, int32_t n) {
 void kv_release(struct kv_sequence *seq) {
     kv_drop(seq, 0);
     give_blocks(seq, 0, seq->positions / KV_BLOCK);
+    give_aside(seq);
     seq->positions = 0;
+    seq->joined = false;
 }
 
 bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n) {
     CHECK_EQ(seq->positions, 0);
     CHECK_EQ(seq->loops, from->loops);
     int32_t whole = n / KV_BLOCK, blocks = (n + KV_BLOCK - 1) / KV_BLOCK;
-    if (kv_pool_available(seq->pool) < (int64_t)(blocks - whole) * seq->loops) return false;
+    int32_t n_joined = blocks < from->n_joined ? blocks : from->n_joined;
+    int64_t copies = blocks == whole ? 0 : whole < n_joined ? 1 : seq->loops;
+    if (kv_pool_available(seq->pool) < copies) return false;
     for (int32_t r = 0; r < seq->loops; r++) {
         CHECK_LE(n, from->ready[r]);
         for (int32_t i = 0; i < blocks; i++) {
             void *block = kv_table(from, r)[i];
-            if (i < whole)
+            if (r > 0 && i < n_joined)
+                block = table(seq, 0)[i];
+            else if (i < whole)
                 kv_block_share(seq->pool, block);
             else
                 block = memcpy(kv_block_take(seq->pool), block, seq->pool->block_size);
@@ -153,6 +226,8 @@ bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n)
         }
         seq->ready[r] = n;
     }
+    seq->n_joined = n_joined;
+    seq->joined = from->n_joined > 0 && n_joined == blocks;
     seq->positions = blocks * KV_BLOCK;
     memcpy(seq->done, from->done, (size_t)n);
     memcpy(seq->left, from->left, (size_t)n);
@@ -191,6 +266,7 @@ int32_t kv_complete(const struct kv_sequence *seq, int32_t limit) {
 }
 
 bool kv_block_computed(const struct kv_sequence *seq, int32_t index) {
+    if (index < seq->n_joined) return false;
     for (int32_t p = index * KV_BLOCK; p < (index + 1) * KV_BLOCK; p++)
         if (seq->done[p] != seq->loops) return false;
     return true;

@@ -14,12 +14,21 @@
 
 #include "model/kv_pool.h"
 
-#define KV_POLICY_MAP(X) X(LAST_EXITED, "last-exited") X(FULL, "full")
+/* The policies shared-* keep one plane a layer: a turn (ids that were fed) runs with every plane, and is joined to one
+ * before the first row that follows it is generated. Joined blocks stand in the tables of all loops and count one
+ * owner. A generated row writes every loop's keys and values into its one slot and reads them there, beside those that
+ * earlier tokens left; what stays is its last loop's (shared-last) or its first one's (shared-first). So it cannot run
+ * before the token before it has left. A further turn parts the blocks that it writes into again. */
+#define KV_POLICY_MAP(X) \
+    X(LAST_EXITED, "last-exited") X(FULL, "full") X(SHARED_LAST, "shared-last") X(SHARED_FIRST, "shared-first")
 enum kv_policy {
 #define X(code, name) KV_POLICY_##code,
     KV_POLICY_MAP(X)
 #undef X
 };
+static inline bool kv_policy_shared(enum kv_policy policy) {
+    return policy >= KV_POLICY_SHARED_LAST;
+}
 
 /* What `auto` means. */
 static inline enum kv_type kv_type_default(enum weight_type weights) {
@@ -36,16 +45,24 @@ struct kv_sequence {
     void **blocks;     /* [loops][capacity / KV_BLOCK] */
     uint8_t *done;     /* [capacity] n(p): loops run at p */
     uint8_t *left;     /* [capacity] loop at which the token left, 1..loops; 0 while it has not */
-    int32_t *ready;    /* [loops] positions [0, ready[r]) all have plane r, computed or lent */
+    int32_t *ready;    /* [loops] positions [0, ready[r]) all have plane r, computed, lent or joined */
+    int32_t n_joined;  /* shared-*: the first blocks, which are the same in every table */
+    bool joined;       /* all of them are, and rows are generated */
+    void *aside;       /* shared-first: a block for the first loop's keys and values of the row on its way; or NULL */
 };
 
 /* capacity_max positions at most, loops planes. */
 int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_policy policy, int32_t loops,
                      int32_t capacity_max, looplm_error *err);
 void kv_sequence_free(struct kv_sequence *seq); /* gives its blocks back */
-/* Takes blocks so that positions [0, n) have one at every loop. False when the pool has too few: nothing is taken then.
+/* Before rows of a turn (generated: before a generated row) at positions [from, n): takes blocks so that positions [0,
+ * n) have one at every loop, and under shared-* parts those that the turn writes into, or joins all. What lies before
+ * `from` has left. False when the pool has too few: nothing is taken then.
  */
 bool kv_reserve(struct kv_sequence *seq, int32_t n);
+bool kv_begin(struct kv_sequence *seq, int32_t from, int32_t n, bool generated);
+/* Blocks that it holds. */
+int64_t kv_blocks(const struct kv_sequence *seq);
 /* Gives back the blocks that positions [0, n) do not need; nothing may have run beyond n. */
 void kv_shrink(struct kv_sequence *seq, int32_t n);
 /* The block table of a loop, for struct run. */
@@ -58,6 +75,8 @@ void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t coun
 /* The token at p leaves after loop `depth` (1-based). Under last-exited its planes are lent to the deeper loops: the
  * copies are appended to lends (room for loops - depth), and their number returned. */
 int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_lend *lends);
+/* The row at p has run and goes on: what a policy has to keep of this loop is appended to lends (room for one). */
+int32_t kv_stay(const struct kv_sequence *seq, int32_t p, struct kv_lend *lends);
 /* Forgets positions >= n (their blocks stay reserved and are zeroed from n on). */
 void kv_truncate(struct kv_sequence *seq, int32_t n);
 /* The same without touching the blocks: what they hold beyond n is finite, and attention never uses what lies beyond a
@@ -66,7 +85,7 @@ void kv_drop(struct kv_sequence *seq, int32_t n);
 /* Forgets everything and gives all blocks back. */
 void kv_release(struct kv_sequence *seq);
 /* The sequence, which holds no block, takes over positions [0, n) of another that have left at every loop: whole blocks
- * are shared, the last is copied when it is cut. False when the pool has too few blocks for the copy. */
+ * are shared, the last is copied when it is cut. Rows of a turn that began before n must not follow joined blocks. False when the pool has too few blocks for the copy. */
 bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n);
 /* Appends a block per loop, whose positions all have every plane; the sequence's positions so far fill whole blocks. */
 void kv_append(struct kv_sequence *seq, void *const *blocks);

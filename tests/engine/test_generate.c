@@ -305,13 +305,10 @@ static void test_session_resumes(void **state) {
     looplm_model *model = open_golden(1);
     looplm_error err;
     char *scratch = support_make_directory(), *path = file_join(scratch, "s.session");
-    for (int policy = 0; policy < 2; policy++) {
-        looplm_session_options options = {.exit = "q=0.5",
-                                          .kv = policy ? "full" : "last-exited",
-                                          .context = 64,
-                                          .temperature = 0.9f,
-                                          .top_p = 0.9f,
-                                          .seed = 3};
+    static const char *const policies[] = {"last-exited", "full", "shared-last", "shared-first"};
+    for (int policy = 0; policy < 4; policy++) {
+        looplm_session_options options = {
+            .exit = "q=0.5", .kv = policies[policy], .context = 64, .temperature = 0.9f, .top_p = 0.9f, .seed = 3};
         looplm_session *a, *b;
         looplm_token straight[20], resumed[20];
         assert_int_equal(looplm_session_open(&a, model, &options, &err), 0);

@@ -113,7 +113,7 @@ static void play_alone(const struct play *play, struct made *made) {
                                        .context = &lonely};
     memset(made, 0, sizeof *made);
     if (sequence_open(&s, alone, &options, &err) || sequence_feed(s, play->prompt, NULL, o->n_prompt, &err) ||
-        (play->n_past && sequence_feed(s, play->past, play->past_depths, play->n_past, &err)))
+        (play->n_past && sequence_replay(s, play->past, play->past_depths, play->n_past, &err)))
         fail_msg("%s", err.message);
     sequence_generate(s, o->tokens_max > 0);
     for (bool ran = true; ran;)
@@ -182,11 +182,16 @@ static void make_options(struct schedule *s, struct play *play) {
     struct request_options *o = &play->options;
     looplm_error err;
     if (exit_rule_parse(&o->rule, rules[below(s, 10)], &err)) fail_msg("%s", err.message);
-    o->policy = chance(s, 65) ? KV_POLICY_LAST_EXITED : KV_POLICY_FULL;
+    o->policy = chance(s, 50)   ? KV_POLICY_LAST_EXITED
+                : chance(s, 50) ? KV_POLICY_FULL
+                : chance(s, 60) ? KV_POLICY_SHARED_LAST
+                                : KV_POLICY_SHARED_FIRST;
     o->sampler = (struct sampler_options){chance(s, 50) ? 0 : 0.8f,   1, 0, 0, chance(s, 20) ? 1.2f : 1,
                                           (uint64_t)below(s, 1 << 16)};
     o->adaptive_prompt = o->policy == KV_POLICY_LAST_EXITED && chance(s, 10);
-    o->speculate = chance(s, 60) ? SPECULATE_OFF : chance(s, 60) ? SPECULATE_ALWAYS : SPECULATE_WAVEFRONT;
+    o->speculate = chance(s, 60) || kv_policy_shared(o->policy) ? SPECULATE_OFF
+                   : chance(s, 60)                              ? SPECULATE_ALWAYS
+                                                                : SPECULATE_WAVEFRONT;
     o->priority = s->priorities > 1 ? below(s, s->priorities) - 1 : 0;
     if (chance(s, 10) && o->rule.kind != EXIT_MIX) {
         o->score = true;
@@ -235,6 +240,7 @@ static void fork_play(struct schedule *s, struct play *parent) {
     if (chance(s, 80)) {
         play->options.policy = parent->options.policy;
         play->options.adaptive_prompt &= play->options.policy == KV_POLICY_LAST_EXITED;
+        if (kv_policy_shared(play->options.policy)) play->options.speculate = SPECULATE_OFF;
     }
     play->options.tokens_max = request_made(from) + 1 + below(s, 8);
     if (play->options.n_prompt + play->options.tokens_max > s->options.context)
