@@ -85,7 +85,8 @@ void kv_drop(struct kv_sequence *seq, int32_t n);
 /* Forgets everything and gives all blocks back. */
 void kv_release(struct kv_sequence *seq);
 /* The sequence, which holds no block, takes over positions [0, n) of another that have left at every loop: whole blocks
- * are shared, the last is copied when it is cut. Rows of a turn that began before n must not follow joined blocks. False when the pool has too few blocks for the copy. */
+ * are shared, the last is copied when it is cut. Rows of a turn that began before n must not follow joined blocks.
+ * False when the pool has too few blocks for the copy. */
 bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n);
 /* Appends a block per loop, whose positions all have every plane; the sequence's positions so far fill whole blocks. */
 void kv_append(struct kv_sequence *seq, void *const *blocks);
