@@ -134,7 +134,7 @@ static int32_t prompt_id(int32_t i) {
 static int64_t generate(struct model *model, enum kv_type type, enum kv_policy policy, int32_t chunk, bool mate,
                         struct taken *t) {
     struct engine *e;
-    struct sequence *s, *other = NULL;
+    struct sequence *s = NULL, *other = NULL;
     looplm_error err;
     uint8_t depths[POSITIONS];
     int32_t ids[POSITIONS];
@@ -229,7 +229,7 @@ static void test_memory(void **state) {
     int64_t blocks[4];
     for (int p = 0; p < 4; p++) {
         struct engine *e;
-        struct sequence *s;
+        struct sequence *s = NULL;
         static struct taken t;
         int32_t ids[6464];
         for (int32_t i = 0; i < 6464; i++) ids[i] = prompt_id(i % 1000);
