@@ -24,6 +24,8 @@ if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
     list(APPEND LOOPLM_FLAGS_neondot -fno-schedule-insns)
 endif()
 
+set(LOOPLM_WITHOUT "" CACHE STRING "Leave out the kernel tables whose names match this, for instance avx512: what a processor without them runs")
+
 # Sanitizers go over kernel text once, as the AVX2 table (or the plain NEON one): the other tables are the same text, and with the address sanitizer
 # gcc 12 needs a minute for each (4 s without; 22 s for AVX2, but minutes with the undefined-behaviour one, whose share the
 # scalar table has: the same arithmetic).
@@ -37,7 +39,7 @@ foreach(set avx2 avx512 avx512amx avx512bf16 avx512vnni neon neondot)
     if(set MATCHES "^neon")
         set(processors "^(aarch64|arm64)$")
     endif()
-    if(CMAKE_SYSTEM_PROCESSOR MATCHES "${processors}")
+    if(CMAKE_SYSTEM_PROCESSOR MATCHES "${processors}" AND NOT (LOOPLM_WITHOUT AND set MATCHES "${LOOPLM_WITHOUT}"))
         # Definitions for looplm alone, so that the double library never refers to a table that it lacks.
         set_property(SOURCE ${files} APPEND PROPERTY COMPILE_OPTIONS ${LOOPLM_FLAGS_${set}})
         if(LOOPLM_SANITIZE AND set MATCHES "^(avx2|neon)$")
