@@ -4,8 +4,8 @@
  *
  * Every result is checked against ours first. Then slices of at least SLICE_S alternate, ours and theirs, and the ratio
  * of their times (theirs / ours) is printed, median and quartiles. Each slice begins with a pause, until the threads of
- * the other library have stopped spinning, and one product that is not counted. Weights are packed before, on both
- * sides; OpenBLAS has no public call for that and packs in every product.
+ * the other library have stopped spinning, and products for WARM_S that are not counted. Weights are packed before, on
+ * both sides; OpenBLAS has no public call for that and packs in every product.
  *
  * In bf16 our products take and give floats. oneDNN is measured twice: with activations that are bf16 already ("bf16
  * in", which leaves work out) and with floats that it first converts by a reorder ("f32 in", the same work as ours).
@@ -22,6 +22,8 @@
 #include <time.h>
 
 #define SLICE_S 0.03
+/* Until the kernel has moved apart threads that it woke on one core, where short products would go at half speed. */
+#define WARM_S 0.03
 #define PAUSE_NS 50000000
 #define SLICES_MAX 200
 
@@ -316,8 +318,10 @@ static void check(const struct job *job, const struct peer *peer) {
 /* Seconds of one run in a slice of `repeats`. */
 static double slice(const struct setting *s, void (*run)(void *), void *state, int repeats) {
     nanosleep(&(struct timespec){0, PAUSE_NS}, NULL);
-    run(state);
-    double start = probe_clock_s(s->threads);
+    double start = probe_now_s();
+    do run(state);
+    while (probe_now_s() - start < WARM_S);
+    start = probe_clock_s(s->threads);
     for (int i = 0; i < repeats; i++) run(state);
     return (probe_clock_s(s->threads) - start) / repeats;
 }
