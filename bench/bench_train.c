@@ -3,17 +3,23 @@
  * usage: bench_train [--precision f32|bf16] [--threads N] [--workers N] [--table NAME] [--steps N] [--profile] [--json]
  *                    [--hidden D] [--layers L] [--loops R] [--heads H] [--ffn F] [--vocab V] [--positions S] [--batch
  * B]
- *                    [--recompute]
+ *                    [--recompute] [--model DIR --ids PREFIX [--losses | --gradients DIR]] [--serve]
  *
  * The default shape is the one that peers were measured on: d 256, 4 heads, 4 layers x 4 loops, ffn 704, 256 tokens x
  * 8, vocabulary 4096, loss on every loop. The larger one of the log: --hidden 512 --heads 8 --layers 6 --ffn 1408.
  * The peak is that of the instructions that the table's products use: f32, BF16, or tile registers.
  * On one thread both are measured in its processor time, which other programs do not stretch.
+ *
+ * Beside a peer (peers/train_torch.py does the same): --model starts from a model directory instead of random values,
+ * --ids takes the sequences of an indexed data set in order, each token predicting the next. --losses prints a line of
+ * JSON a step, --gradients writes those of the first batch as if they were a model, and --serve answers `step N` on
+ * standard input with the seconds of N steps (peers/compare.py).
  * Operations counted: 6 per weight and token of every product (head included, each loop), attention three times its
  * causal forward. */
 #include "base/random.h"
 #include "tensor/cpu/cpu.h"
 #include "tensor/probe.h"
+#include "text/indexed.h"
 #include "train/optimizer.h"
 #include "train/workers.h"
 
@@ -58,16 +64,19 @@ static void timed_release(struct backend *b, void *memory, size_t size) {
 
 struct bench {
     int threads, workers_wanted, steps, batch, positions;
-    const char *table;
+    const char *table, *model_path, *ids_path, *gradients_path;
     enum weight_type type;
-    bool recompute, json, profile;
+    bool recompute, json, profile, losses, serve;
     struct model_config config;
     struct backend *backend;
     struct params params;
     struct model *model;
     struct workers *workers;
     struct optimizer optimizer;
+    struct indexed *text; /* NULL: random ids, the same at every step */
+    size_t text_at;
     double gradient_s, optimizer_s, pack_s; /* of the last step */
+    double norm;
 };
 
 static void need(int status, const looplm_error *err) {
@@ -95,6 +104,32 @@ static void fill_text(struct bench *b) {
     }
 }
 
+/* The next sequences of the data set's first document; from its beginning when it has no whole batch left. */
+static void read_text(struct bench *b) {
+    size_t n = (size_t)b->positions, ids;
+    if (!b->text) return;
+    indexed_document(b->text, 0, &ids);
+    if (b->text_at + (size_t)b->batch * n + 1 > ids) b->text_at = 0;
+    for (int i = 0; i < b->batch; i++, b->text_at += n) {
+        struct unit_slot *slot = workers_slot(b->workers, i);
+        indexed_read(b->text, 0, b->text_at, n, slot->ids);
+        indexed_read(b->text, 0, b->text_at + 1, n, slot->targets);
+    }
+}
+
+static void open_text(struct bench *b) {
+    looplm_error err = {0};
+    size_t ids;
+    fill_text(b);
+    if (!b->ids_path) return;
+    need(indexed_open(&b->text, b->ids_path, &err), &err);
+    need(indexed_check_ids(b->text, b->config.vocab, &err), &err);
+    indexed_document(b->text, 0, &ids);
+    if (ids > (size_t)b->batch * (size_t)b->positions) return;
+    fprintf(stderr, "bench_train: %s: its first document has %zu ids, which is less than a batch\n", b->ids_path, ids);
+    exit(1);
+}
+
 static struct unit_options unit_options(const struct bench *b) {
     return (struct unit_options){.positions_max = b->positions, .recompute = b->recompute};
 }
@@ -102,8 +137,13 @@ static struct unit_options unit_options(const struct bench *b) {
 static void setup(struct bench *b) {
     looplm_error err = {0};
     need(cpu_open(&b->backend, b->threads, b->table, &err), &err);
-    need(params_alloc(&b->params, &b->config, &err), &err);
-    fill_params(b);
+    if (b->model_path) {
+        need(params_load(&b->params, b->model_path, &err), &err);
+        b->config = b->params.config;
+    } else {
+        need(params_alloc(&b->params, &b->config, &err), &err);
+        fill_params(b);
+    }
     need(model_alloc(&b->model, &b->config, b->backend, b->type, &err), &err);
     model_pack(b->model, &b->params);
     struct workers_options workers = {
@@ -111,20 +151,25 @@ static void setup(struct bench *b) {
     need(workers_open(&b->workers, b->model, &b->params, &workers, &err), &err);
     struct optimizer_options options = {0.9, 0.95, 1e-8, 0.1, 1.0, false};
     need(optimizer_init(&b->optimizer, &b->params, b->backend, &options, &err), &err);
-    fill_text(b);
+    open_text(b);
+}
+
+static struct objective stage1(void) {
+    return (struct objective){.kind = OBJECTIVE_STAGE1, .beta = 0.1};
 }
 
 /* One optimizer step as the trainer takes it; the mean loss. */
 static double step(struct bench *b) {
-    struct objective objective = {.kind = OBJECTIVE_STAGE1, .beta = 0.1};
+    struct objective objective = stage1();
     double loss = 0, valid = 0, start = probe_now_s();
+    read_text(b);
     const real *gradient = workers_gradient(b->workers, b->batch, b->config.loops, &objective);
     for (int i = 0; i < b->batch; i++) {
         loss += workers_slot(b->workers, i)->result.loss;
         valid += (double)workers_slot(b->workers, i)->result.valid;
     }
     double after_gradient = probe_now_s();
-    optimizer_step(&b->optimizer, gradient, valid, 3e-4, NULL);
+    optimizer_step(&b->optimizer, gradient, valid, 3e-4, &b->norm);
     double after_optimizer = probe_now_s();
     model_pack(b->model, &b->params);
     workers_pack(b->workers, &b->params);
@@ -157,7 +202,7 @@ static void show_shares(struct bench *b) {
     looplm_error err = {0};
     struct model model = *b->model;
     struct unit_workspace *ws;
-    struct objective objective = {.kind = OBJECTIVE_STAGE1, .beta = 0.1};
+    struct objective objective = stage1();
     need(cpu_open(&timed.inner, 1, b->table, &err), &err);
     timed.backend = *timed.inner;
     timed.backend.execute = timed_execute;
@@ -253,6 +298,43 @@ static void report(const struct bench *b, const struct samples *s) {
         max_rss_mib(), s->loss);
 }
 
+static void print_losses(struct bench *b) {
+    for (int i = 0; i < b->steps; i++) {
+        double start = probe_now_s(), loss = step(b);
+        printf("{\"step\": %d, \"loss\": %.7f, \"grad_norm\": %.7f, \"seconds\": %.4f}\n", i + 1, loss, b->norm,
+               probe_now_s() - start);
+        fflush(stdout);
+    }
+}
+
+/* The first batch's, over its tokens. */
+static void save_gradients(struct bench *b) {
+    struct objective objective = stage1();
+    struct params gradients = b->params;
+    looplm_error err = {0};
+    read_text(b);
+    gradients.data = (real *)(uintptr_t)workers_gradient(b->workers, b->batch, b->config.loops, &objective);
+    double valid = 0;
+    for (int i = 0; i < b->batch; i++) valid += (double)workers_slot(b->workers, i)->result.valid;
+    for (int64_t i = 0; i < gradients.table.elements; i++) gradients.data[i] /= (real)valid;
+    need(params_save(&gradients, b->gradients_path, DTYPE_F32, &err), &err);
+}
+
+static void serve(struct bench *b) {
+    char line[64];
+    step(b); /* touches all memory */
+    puts("ready");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        int n = 0;
+        if (sscanf(line, "step %d", &n) != 1) puts("expected: step N");
+        double start = probe_now_s();
+        for (int i = 0; i < n; i++) step(b);
+        if (n) printf("%.6f\n", probe_now_s() - start);
+        fflush(stdout);
+    }
+}
+
 static void usage(const char *option) {
     fprintf(stderr, "bench_train: %s: not an option, or without its value; see the head of bench_train.c\n", option);
     exit(2);
@@ -271,7 +353,18 @@ static void parse(struct bench *b, int argc, char **argv) {
     const struct {
         const char *name;
         bool *value;
-    } switches[] = {{"--recompute", &b->recompute}, {"--json", &b->json}, {"--profile", &b->profile}};
+    } switches[] = {{"--recompute", &b->recompute},
+                    {"--json", &b->json},
+                    {"--profile", &b->profile},
+                    {"--losses", &b->losses},
+                    {"--serve", &b->serve}};
+    const struct {
+        const char *name;
+        const char **value;
+    } texts[] = {{"--table", &b->table},
+                 {"--model", &b->model_path},
+                 {"--ids", &b->ids_path},
+                 {"--gradients", &b->gradients_path}};
     for (int i = 1; i < argc; i++) {
         bool known = false;
         for (size_t k = 0; k < sizeof switches / sizeof *switches; k++) {
@@ -285,9 +378,12 @@ static void parse(struct bench *b, int argc, char **argv) {
             *numbers[k].value = atoi(argv[i + 1]);
             known = true;
         }
-        if (!strcmp(argv[i], "--table")) {
-            b->table = argv[i + 1];
-        } else if (!strcmp(argv[i], "--precision")) {
+        for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) {
+            if (strcmp(argv[i], texts[k].name)) continue;
+            *texts[k].value = argv[i + 1];
+            known = true;
+        }
+        if (!strcmp(argv[i], "--precision")) {
             b->type = strcmp(argv[i + 1], "bf16") ? WEIGHT_F32 : WEIGHT_BF16;
         } else if (!known) {
             usage(argv[i]);
@@ -317,6 +413,10 @@ int main(int argc, char **argv) {
     parse(&b, argc, argv);
     struct samples samples;
     setup(&b);
+    if (b.serve || b.losses || b.gradients_path) {
+        (b.serve ? serve : b.losses ? print_losses : save_gradients)(&b);
+        return 0;
+    }
     run(&b, &samples);
     report(&b, &samples);
     if (b.profile) show_shares(&b);
