@@ -142,20 +142,20 @@ int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_le
     CHECK_EQ(seq->done[p], depth);
     seq->left[p] = (uint8_t)depth;
     if (seq->policy == KV_POLICY_FULL) return 0;
-    int32_t n = 0, block = p / KV_BLOCK;
+    int32_t n = 0, block = p / KV_BLOCK, slot = p % KV_BLOCK;
     for (int32_t r = depth; r < seq->loops; r++) {
         if (!seq->joined)
-            lends[n++] = (struct kv_lend){kv_table(seq, depth - 1)[block], kv_table(seq, r)[block], p % KV_BLOCK};
+            lends[n++] = (struct kv_lend){kv_table(seq, depth - 1)[block], kv_table(seq, r)[block], slot, slot, 1};
         ready_advance(seq, r);
     }
     if (seq->joined && seq->aside && depth > 1)
-        lends[n++] = (struct kv_lend){seq->aside, kv_table(seq, 0)[block], p % KV_BLOCK};
+        lends[n++] = (struct kv_lend){seq->aside, kv_table(seq, 0)[block], slot, slot, 1};
     return n;
 }
 
 int32_t kv_stay(const struct kv_sequence *seq, int32_t p, struct kv_lend *lends) {
     if (!seq->joined || !seq->aside || seq->done[p] != 1) return 0;
-    lends[0] = (struct kv_lend){kv_table(seq, 0)[p / KV_BLOCK], seq->aside, p % KV_BLOCK};
+    lends[0] = (struct kv_lend){kv_table(seq, 0)[p / KV_BLOCK], seq->aside, p % KV_BLOCK, p % KV_BLOCK, 1};
     return 1;
 }
 

@@ -201,12 +201,17 @@ struct op_distance {
     int32_t rows, dim;
 };
 
-/* Copies the K and V of one position, all layers and kv heads, from one block to another (a token that left early lends
- * its planes). */
+/* A list of places (block, slot), each of which gets the K and V, all layers and kv heads, of another one (a token that
+ * left early lends its planes), or the mean of several. `of` = 1: a copy. n > 1: the place of this lend becomes the
+ * mean of what it and the n - 1 lends after it come from; those say 0, and their `to` nothing. The place may be among
+ * them. Bits of the mean: elements as stored, with q8 times their scale, are added in double in the order of the list,
+ * divided by n, rounded to real, and stored as qkv stores (q8: with a new scale). So the mean of equal numbers is that
+ * number (q8: what qkv or a mean stored of magnitudes between 1e-28, below which all is 0, and 3e38). No other lend may
+ * touch a place that one writes. */
 struct kv_lend {
     const void *from;
     void *to;
-    int32_t slot;
+    int32_t from_slot, to_slot, of;
 };
 struct op_kv_lend {
     const struct kv_lend *lends;

@@ -2,6 +2,7 @@
 
 #include "support/support.h"
 #include "tensor/convert.h"
+#include "tensor/quant.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -121,6 +122,36 @@ void kv_cache_set(struct kv_cache *cache, bool value, int position, int layer, i
 
 void kv_cache_set_scale(struct kv_cache *cache, bool value, int position, int layer, int head, float scale) {
     *kv_cache_scale(cache, value, position, layer, head) = bf16_from_float(scale);
+}
+
+static void set_mean(struct kv_cache *cache, bool value, int position, int layer, int head,
+                     const struct kv_place *places, int n) {
+    const int K = cache->geometry.head_dim;
+    real mean[HEAD_DIM_MAX];
+    float amax = 0, scale = 1, factor = 0;
+    for (int d = 0; d < K; d++) {
+        double sum = (double)kv_cache_get(places->cache, value, places->position, layer, head, d);
+        for (int i = 1; i < n; i++)
+            sum += (double)kv_cache_get(places[i].cache, value, places[i].position, layer, head, d);
+        mean[d] = (real)(sum / n);
+        amax = fmaxf(amax, fabsf((float)mean[d]));
+    }
+    if (cache->geometry.type == KV_Q8) {
+        uint16_t *stored = kv_cache_scale(cache, value, position, layer, head);
+        quant_kv_scale((int32_t)math_to_bits(amax), stored, &factor);
+        scale = bf16_to_float(*stored);
+    }
+    for (int d = 0; d < K; d++) {
+        if (cache->geometry.type == KV_Q8) mean[d] = (real)(quant_round((float)mean[d], factor, -127, 127) * scale);
+        kv_cache_set(cache, value, position, layer, head, d, mean[d]);
+    }
+}
+
+void kv_cache_set_mean(struct kv_cache *cache, int position, const struct kv_place *places, int n) {
+    const struct kv_geometry *g = &cache->geometry;
+    for (int i = 0; i < g->layers * g->kv_heads; i++)
+        for (int value = 0; value < 2; value++)
+            set_mean(cache, value, position, i / g->kv_heads, i % g->kv_heads, places, n);
 }
 
 static void fill_bytes(struct kv_cache *cache, uint64_t *seed, bool value, int position, int layer, int head,

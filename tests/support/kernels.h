@@ -45,5 +45,11 @@ real kv_cache_get(const struct kv_cache *cache, bool value, int position, int la
 void kv_cache_set(struct kv_cache *cache, bool value, int position, int layer, int head, int d, real x);
 /* The scale of a q8 key, or value; kv_cache_set rounds to multiples of it. */
 void kv_cache_set_scale(struct kv_cache *cache, bool value, int position, int layer, int head, float scale);
+/* K and V at `position` become the mean of those at n places, as struct kv_lend (backend.h) says. */
+struct kv_place {
+    const struct kv_cache *cache;
+    int position;
+};
+void kv_cache_set_mean(struct kv_cache *cache, int position, const struct kv_place *places, int n);
 
 #endif

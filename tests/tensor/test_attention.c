@@ -287,9 +287,9 @@ static void test_kv_lend(void **state) {
     for (int i = 0; i < ALL_TYPES; i++) {
         struct kv_cache cache = kv_cache_make((enum kv_type)i, 3, 2, 48, 2 * KV_BLOCK);
         kv_cache_fill(&cache, &seed, 2 * KV_BLOCK, 1);
-        struct kv_lend lends[] = {{cache.blocks[0], cache.blocks[1], 0},
-                                  {cache.blocks[0], cache.blocks[1], 63},
-                                  {cache.blocks[1], cache.blocks[0], 17}};
+        struct kv_lend lends[] = {{cache.blocks[0], cache.blocks[1], 0, 0, 1},
+                                  {cache.blocks[0], cache.blocks[1], 63, 31, 1},
+                                  {cache.blocks[1], cache.blocks[0], 17, 18, 1}};
         struct op op = {.kind = OP_KV_LEND, .kv_lend = {lends, COUNT(lends), cache.geometry}};
         unsigned char *before = memcpy(ops_alloc(cache.size), cache.memory, cache.size);
         struct output output = {"cache", cache.memory, cache.size, true};
@@ -299,13 +299,78 @@ static void test_kv_lend(void **state) {
             changed += memcmp(before + b, (char *)cache.memory + b, element) != 0;
         assert_true(changed > 0 && changed <= 3 * 3 * 2 * 2 * (48 + 2)); /* q8: the scale's two bytes */
         for (int l = 0; l < COUNT(lends); l++) {
-            int slot = lends[l].slot, from = lends[l].from == cache.blocks[0] ? slot : slot + KV_BLOCK,
-                to = KV_BLOCK * (from < KV_BLOCK) + slot;
+            int back = lends[l].from == cache.blocks[1], from = lends[l].from_slot + KV_BLOCK * back,
+                to = lends[l].to_slot + KV_BLOCK * !back;
             for (int j = 0; j < 3 * 2 * 2 * 48; j++)
                 assert_true(kv_cache_get(&cache, j & 1, from, j / 192, j / 96 % 2, j / 2 % 48) ==
                             kv_cache_get(&cache, j & 1, to, j / 192, j / 96 % 2, j / 2 % 48));
         }
         free(before);
+        kv_cache_free(&cache);
+    }
+}
+
+/* Means of 2, 7 and 3 places, the last into one of them, and a copy between them; every byte as the oracle has it. */
+static void test_kv_mean(void **state) {
+    (void)state;
+    uint64_t seed = 9;
+    static const int from[] = {5, 6, 7, 64, 65, 66, 67, 68, 69, 127, 0, 70, 20}, of[] = {2, 1, 7, 3},
+                     to[] = {1, 2, 80, 70};
+    for (int type = 0; type < ALL_TYPES; type++) {
+        struct kv_cache cache = kv_cache_make((enum kv_type)type, 3, 2, 48, 2 * KV_BLOCK);
+        kv_cache_fill(&cache, &seed, 2 * KV_BLOCK, 1);
+        struct kv_lend lends[COUNT(from)] = {{0}};
+        struct kv_place places[COUNT(from)];
+        for (int i = 0; i < COUNT(from); i++) {
+            lends[i] = (struct kv_lend){.from = cache.blocks[from[i] / KV_BLOCK], .from_slot = from[i] % KV_BLOCK};
+            places[i] = (struct kv_place){&cache, from[i]};
+        }
+        struct op op = {.kind = OP_KV_LEND, .kv_lend = {lends, COUNT(lends), cache.geometry}};
+        struct op copy = {.kind = OP_KV_LEND, .kv_lend = {lends + 2, 1, cache.geometry}};
+        unsigned char *before = memcpy(ops_alloc(cache.size), cache.memory, cache.size);
+        for (int i = 0, n = 0; i < COUNT(of); n += of[i++]) {
+            lends[n].to = cache.blocks[to[i] / KV_BLOCK];
+            lends[n].to_slot = to[i] % KV_BLOCK;
+            lends[n].of = of[i];
+            if (of[i] > 1) kv_cache_set_mean(&cache, to[i], places + n, of[i]);
+        }
+        ops_run("scalar", 1, &copy, 1); /* as test_kv_lend has shown */
+        unsigned char *want = memcpy(ops_alloc(cache.size), cache.memory, cache.size);
+        memcpy(cache.memory, before, cache.size);
+        struct output output = {"cache", cache.memory, cache.size, true};
+        kernels_check("kv_lend, means", &op, &output, 1);
+        assert_memory_equal(cache.memory, want, cache.size);
+        free(before), free(want);
+        kv_cache_free(&cache);
+    }
+}
+
+/* The mean of equal numbers, as they were stored, changes no byte; one that is not finite makes the mean so. */
+static void test_kv_mean_of_equals(void **state) {
+    (void)state;
+    uint64_t seed = 10;
+    const float sizes[] = {1, 0, 1e-22f, 1e-10f, 3e37f, 127, 1e-3f};
+    for (int type = 0; type < ALL_TYPES; type++) {
+        struct kv_cache cache = kv_cache_make((enum kv_type)type, 1, 1, 48, KV_BLOCK);
+        struct kv_lend lends[9] = {{0}};
+        struct op op = {.kind = OP_KV_LEND, .kv_lend = {lends, COUNT(lends), cache.geometry}};
+        for (int size = 0; size < COUNT(sizes); size++) {
+            kv_cache_fill(&cache, &seed, KV_BLOCK, (real)sizes[size]);
+            for (int of = 9; of > 1; of--) { /* the first of them is of different places: what a mean stores */
+                for (int i = 0; i < of; i++)
+                    lends[i] = (struct kv_lend){cache.blocks[0], cache.blocks[0], of < 9 ? 3 : i, 3, i == 0 ? of : 0};
+                op.kv_lend.n_lends = of;
+                unsigned char *before = memcpy(ops_alloc(cache.size), cache.memory, cache.size);
+                ops_run("scalar", 1, &op, 1);
+                if (of < 9) assert_memory_equal(before, cache.memory, cache.size);
+                free(before);
+            }
+        }
+        lends[1].from_slot = 5;
+        if (type == KV_Q8) kv_cache_set_scale(&cache, true, 5, 0, 0, NAN);
+        if (type != KV_Q8) kv_cache_set(&cache, true, 5, 0, 0, 47, (real)NAN);
+        ops_run("scalar", 1, &op, 1);
+        assert_true(isnan(kv_cache_get(&cache, true, 3, 0, 0, 47)));
         kv_cache_free(&cache);
     }
 }
@@ -433,6 +498,8 @@ int main(void) {
         cmocka_unit_test(test_attention_one_key),
         cmocka_unit_test(test_attention_row_alone),
         cmocka_unit_test(test_kv_lend),
+        cmocka_unit_test(test_kv_mean),
+        cmocka_unit_test(test_kv_mean_of_equals),
         cmocka_unit_test(test_q8_extremes),
         cmocka_unit_test(test_attention_grad),
         cmocka_unit_test(test_qkv_grad),

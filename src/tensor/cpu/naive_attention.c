@@ -1,5 +1,6 @@
-/* The scalar table: qkv (norm, rotation, the store into the KV cache), attention, and their gradients. The oracle of
- * the vector tables: each function is the loop that backend.h describes. A masked key is never touched. */
+/* The scalar table: qkv (norm, rotation, the store into the KV cache), lends in the cache, attention, and gradients.
+ * The oracle of the vector tables: each function is the loop that backend.h describes. A masked key is never touched.
+ */
 #include "tensor/cpu/naive.h"
 #include "tensor/quant.h"
 
@@ -70,6 +71,53 @@ void naive_qkv(const struct op *op, const struct worker *worker) {
                 store_head(kv, kv_values(kv, run->blocks, position, o->layer, head - H - G), true, position, x);
             }
         }
+    }
+}
+
+/* Copies the keys, or with `value` the values, of one (layer, kv head), which start `at` bytes into the blocks. */
+static void copy_head(const struct kv_geometry *kv, const struct kv_lend *lend, size_t at, bool value) {
+    const size_t element = kv_element_size(kv->type);
+    const char *from = (const char *)lend->from + at;
+    char *to = (char *)lend->to + at;
+    for (int d = 0; d < kv->head_dim; d++) {
+        int64_t i =
+            value ? kv_value_index(kv->head_dim, lend->from_slot, d) : kv_key_index(kv->head_dim, lend->from_slot, d);
+        int64_t j =
+            value ? kv_value_index(kv->head_dim, lend->to_slot, d) : kv_key_index(kv->head_dim, lend->to_slot, d);
+        memcpy(to + element * (size_t)j, from + element * (size_t)i, element);
+    }
+    if (kv->type == KV_Q8) kv_scales(kv, to)[lend->to_slot] = kv_scales(kv, from)[lend->from_slot];
+}
+
+/* The same with the mean of lends[0..of). */
+static void mean_head(const struct kv_geometry *kv, const struct kv_lend *lends, size_t at, bool value) {
+    double sum[HEAD_DIM_MAX];
+    real mean[HEAD_DIM_MAX];
+    for (int n = 0; n < lends->of; n++) {
+        const char *from = (const char *)lends[n].from + at;
+        const int32_t slot = lends[n].from_slot;
+        const double scale = (double)kv_scale(kv, from, slot);
+        for (int d = 0; d < kv->head_dim; d++) {
+            int64_t i = value ? kv_value_index(kv->head_dim, slot, d) : kv_key_index(kv->head_dim, slot, d);
+            double x = (double)kv_load(kv->type, from, i) * scale;
+            sum[d] = n == 0 ? x : sum[d] + x;
+        }
+    }
+    for (int d = 0; d < kv->head_dim; d++) mean[d] = (real)(sum[d] / lends->of);
+    store_head(kv, (char *)lends->to + at, value, lends->to_slot, mean);
+}
+
+void naive_kv_lend(const struct op *op, const struct worker *worker) {
+    const struct op_kv_lend *o = &op->kv_lend;
+    const struct kv_geometry *kv = &o->kv;
+    int64_t begin, end, planes = (int64_t)kv->layers * kv->kv_heads;
+    worker_share(worker, o->n_lends * planes, 1, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const struct kv_lend *lend = &o->lends[i / planes];
+        if (lend->of == 0) continue;
+        const size_t keys = kv_offset(kv, (int)(i % planes / kv->kv_heads), (int)(i % planes % kv->kv_heads));
+        for (int value = 0; value < 2; value++)
+            (lend->of == 1 ? copy_head : mean_head)(kv, lend, keys + (value ? kv_half_size(kv) : 0), value);
     }
 }
 

@@ -77,30 +77,6 @@ void naive_distance(const struct op *op, const struct worker *worker) {
     }
 }
 
-void naive_kv_lend(const struct op *op, const struct worker *worker) {
-    const struct op_kv_lend *o = &op->kv_lend;
-    const struct kv_geometry *kv = &o->kv;
-    int64_t begin, end, planes = (int64_t)kv->layers * kv->kv_heads;
-    const size_t element = kv_element_size(kv->type);
-    worker_share(worker, o->n_lends * planes, 1, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        const struct kv_lend *lend = &o->lends[i / planes];
-        int layer = (int)(i % planes / kv->kv_heads), head = (int)(i % planes % kv->kv_heads);
-        size_t keys = kv_offset(kv, layer, head), values = keys + kv_half_size(kv);
-        const char *from = lend->from;
-        char *to = lend->to;
-        for (int d = 0; d < kv->head_dim; d++) {
-            size_t key = keys + element * (size_t)kv_key_index(kv->head_dim, lend->slot, d);
-            size_t value = values + element * (size_t)kv_value_index(kv->head_dim, lend->slot, d);
-            memcpy(to + key, from + key, element);
-            memcpy(to + value, from + value, element);
-        }
-        if (kv->type != KV_Q8) continue;
-        kv_scales(kv, to + keys)[lend->slot] = kv_scales(kv, from + keys)[lend->slot];
-        kv_scales(kv, to + values)[lend->slot] = kv_scales(kv, from + values)[lend->slot];
-    }
-}
-
 void naive_gather(const struct op *op, const struct worker *worker) {
     const struct op_rows *o = &op->rows;
     int64_t begin, end;
