@@ -132,7 +132,7 @@ int main(int argc, char **argv) {
     for (int32_t i = 0; i < atoi(pieces) && (size_t)(i + 1) * (size_t)scoring.n <= n_ids; i++) {
         scoring.ids = ids + (size_t)i * (size_t)scoring.n;
         static const enum kv_policy order[] = {KV_POLICY_FULL, KV_POLICY_LAST_EXITED, KV_POLICY_SHARED_LAST,
-                                               KV_POLICY_SHARED_FIRST};
+                                               KV_POLICY_SHARED_MEAN, KV_POLICY_SHARED_FIRST};
         for (int p = 0; p < POLICIES; p++) {
             scoring.sums = &sums[order[p]];
             score_piece(engine, &rule, order[p], &scoring);

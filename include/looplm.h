@@ -96,7 +96,7 @@ typedef struct looplm_session looplm_session;
 typedef struct looplm_session_options {
     const char *exit;    /* "full", "loops=N", "q=Q", "diff=E", "conf=P", "mix", each with ",min=A,max=B"; NULL: as the
                             config says */
-    const char *kv;      /* "last-exited" (default), "full", "shared-last", "shared-first" */
+    const char *kv;      /* "last-exited" (default), "full", "shared-last", "shared-mean", "shared-first" */
     const char *kv_type; /* "auto" (f32 for f32 weights, else bf16), "f32", "bf16", "q8" */
     const char *speculate;    /* "off" (default), "wavefront": changes no bit of the output */
     int32_t context;          /* positions at most; 0: 4096, or the model's own maximum where that is less */

@@ -48,7 +48,8 @@
     X(FLAG, json, "json", 0, "score: print one JSON object")                                                           \
     X(TEXT, plot, "plot", 0, NULL, "FILE", "score: draw a .png or .svg: accuracy for each number of loops, and depth") \
     X(CHOICE, weights, "weights", 0, "auto", "auto|f32|bf16|q8|q4", "the type of the weights in memory")               \
-    X(CHOICE, kv, "kv", 0, "last-exited", "last-exited|full|shared-last|shared-first", "planes of generated tokens")   \
+    X(CHOICE, kv, "kv", 0, "last-exited", "last-exited|full|shared-last|shared-mean|shared-first",                     \
+      "planes of generated tokens")                                                                                    \
     X(CHOICE, kv_type, "kv-type", 0, "auto", "auto|f32|bf16|q8", "the type of keys and values in the cache")           \
     X(INT, threads, "threads", 0, 0, 0, 1024, "N", "threads; 0 means one per processor")
 OPTIONS_DEFINE(lab_options, LAB_OPTIONS)

@@ -49,9 +49,8 @@ static const char *choice(const char *const *names, int index) {
 }
 
 static int open_session(struct generation *g, int32_t prompt_tokens, looplm_error *err) {
-    static const char *const kv[] = {"last-exited", "full", "shared-last", "shared-first"}, *const kv_types[] = {
-                                                                                                "auto", "f32", "bf16",
-                                                                                                "q8"};
+    static const char *const kv[] = {"last-exited", "full", "shared-last", "shared-mean", "shared-first"};
+    static const char *const kv_types[] = {"auto", "f32", "bf16", "q8"};
     static const char *const speculate[] = {"off", "wavefront"};
     const struct run_options *o = g->options;
     if (o->resume) return looplm_session_load(&g->session, g->model, o->resume, err);

@@ -10,7 +10,7 @@
     X(TEXT, exit, "exit", 0, NULL, "RULE",                                                                             \
       "when a token leaves the loop: full, loops=N, q=Q, diff=E, conf=P or mix, each with ,min=A,max=B (default: as "  \
       "the config says)")                                                                                              \
-    X(CHOICE, kv, "kv", 0, "last-exited", "last-exited|full|shared-last|shared-first",                                 \
+    X(CHOICE, kv, "kv", 0, "last-exited", "last-exited|full|shared-last|shared-mean|shared-first",                     \
       "what fills the deeper KV planes of a token that left early")                                                    \
     X(CHOICE, speculate, "speculate", 0, "off", "off|wavefront",                                                       \
       "rows still on their way propose the next token, which follows them one loop behind; the output is the same")    \

@@ -291,7 +291,7 @@ static void mix_add(struct engine *e, struct sequence *s, const struct slot *slo
 }
 
 static void leave(struct engine *e, struct sequence *s, struct slot *slot) {
-    CHECK_LE(e->n_lends + s->kv.loops - slot->done, e->lends_max);
+    CHECK_LE(e->n_lends + s->kv.loops, e->lends_max);
     e->n_lends += kv_leave(&s->kv, slot->position, slot->done, e->lends + e->n_lends);
     slot->waiting = true;
 }

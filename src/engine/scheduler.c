@@ -174,7 +174,7 @@ static int32_t shareable(const struct request *r) {
     for (int32_t p = 0; p < n; p++)
         if (r->targets[p] != kv->left[p] || r->ids[p] != sequence_ids(parent->sequence)[p]) n = p;
     /* The rest of a prompt needs planes that were given up when they were joined. */
-    return kv->n_joined > 0 && n < r->options.n_prompt ? 0 : n;
+    return kv_joined_blocks(kv) > 0 && n < r->options.n_prompt ? 0 : n;
 }
 
 static void adopt(struct scheduler *s, struct request *r) {

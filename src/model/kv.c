@@ -9,6 +9,7 @@
 int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_policy policy, int32_t loops,
                      int32_t capacity_max, looplm_error *err) {
     int32_t capacity = (capacity_max + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
+    CHECK_LE(loops, KV_BLOCK); /* slots of `aside` */
     *seq =
         (struct kv_sequence){.pool = pool, .policy = policy, .loops = loops, .loops_max = loops, .capacity = capacity};
     seq->blocks = calloc((size_t)loops * (size_t)(capacity / KV_BLOCK), sizeof(void *));
@@ -24,12 +25,15 @@ static void **table(struct kv_sequence *seq, int32_t loop) {
     return seq->blocks + (size_t)loop * (size_t)(seq->capacity / KV_BLOCK);
 }
 
+static bool block_joined(const struct kv_sequence *seq, int32_t i) {
+    return seq->loops > 1 && kv_table(seq, 0)[i] == kv_table(seq, 1)[i];
+}
+
 /* Blocks [first, last) of the tables; a joined one once. */
 static void give_blocks(struct kv_sequence *seq, int32_t first, int32_t last) {
-    for (int32_t r = 0; r < seq->loops; r++)
-        for (int32_t i = first; i < last; i++)
-            if (r == 0 || i >= seq->n_joined) kv_block_give(seq->pool, table(seq, r)[i]);
-    if (seq->n_joined > first) seq->n_joined = first;
+    for (int32_t i = first; i < last; i++)
+        for (int32_t r = block_joined(seq, i) ? seq->loops - 1 : 0; r < seq->loops; r++)
+            kv_block_give(seq->pool, table(seq, r)[i]);
 }
 
 static void give_aside(struct kv_sequence *seq) {
@@ -59,47 +63,89 @@ bool kv_reserve(struct kv_sequence *seq, int32_t n) {
         for (int32_t i = have; i < want; i++)
             table(seq, r)[i] = r < planes ? kv_block_take(seq->pool) : table(seq, 0)[i];
     seq->positions = want * KV_BLOCK;
-    if (seq->joined) seq->n_joined = want;
     return true;
 }
 
-int64_t kv_blocks(const struct kv_sequence *seq) {
-    return (int64_t)(seq->positions / KV_BLOCK - seq->n_joined) * seq->loops + seq->n_joined + (seq->aside != NULL);
+int32_t kv_joined_blocks(const struct kv_sequence *seq) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < seq->positions / KV_BLOCK; i++) n += block_joined(seq, i);
+    return n;
 }
 
-/* One plane stays of every block. */
-static void join(struct kv_sequence *seq) {
-    int32_t kept = seq->policy == KV_POLICY_SHARED_FIRST ? 0 : seq->loops - 1, blocks = seq->positions / KV_BLOCK;
-    for (int32_t i = seq->n_joined; i < blocks; i++) {
-        void *block = table(seq, kept)[i];
-        for (int32_t r = 0; r < seq->loops; r++) {
-            if (r != kept) kv_block_give(seq->pool, table(seq, r)[i]);
-            table(seq, r)[i] = block;
+int64_t kv_blocks(const struct kv_sequence *seq) {
+    int64_t blocks = seq->positions / KV_BLOCK, joined = kv_joined_blocks(seq);
+    return (blocks - joined) * seq->loops + joined + (seq->aside != NULL);
+}
+
+static void run_lends(const struct kv_sequence *seq, const struct kv_lend *lends, int32_t n) {
+    struct op op = {.kind = OP_KV_LEND, .kv_lend = {lends, n, seq->pool->geometry}};
+    struct pass pass = {.ops = &op, .count = 1, .capacity = 1};
+    if (n > 0) seq->pool->backend->execute(seq->pool->backend, &pass);
+}
+
+/* The positions of block i that have left: the mean over the planes of the loops that each ran goes to block `to`. */
+static void mean_planes(const struct kv_sequence *seq, int32_t i, void *to) {
+    struct kv_lend lends[4 * KV_BLOCK];
+    int32_t n = 0;
+    for (int32_t slot = 0; slot < KV_BLOCK; slot++) {
+        const int32_t depth = seq->left[i * KV_BLOCK + slot];
+        if (n + depth > (int32_t)(sizeof lends / sizeof *lends)) {
+            run_lends(seq, lends, n);
+            n = 0;
         }
+        for (int32_t r = 0; r < depth; r++, n++)
+            lends[n] = (struct kv_lend){kv_table(seq, r)[i], to, slot, slot, r == 0 ? depth : 0};
     }
-    seq->n_joined = blocks;
+    run_lends(seq, lends, n);
+}
+
+/* A block of planes that may be written over: nobody else has it; else a new one, or NULL when there is none. */
+static void *own_block(struct kv_sequence *seq, int32_t i) {
+    for (int32_t r = 0; r < seq->loops; r++)
+        if (kv_block_owners(seq->pool, table(seq, r)[i]) == 1) return table(seq, r)[i];
+    return kv_pool_available(seq->pool) > 0 ? kv_block_take(seq->pool) : NULL;
+}
+
+/* One plane stays of a block. */
+static bool join_block(struct kv_sequence *seq, int32_t i) {
+    void *one = table(seq, seq->policy == KV_POLICY_SHARED_FIRST ? 0 : seq->loops - 1)[i];
+    if (seq->policy == KV_POLICY_SHARED_MEAN) {
+        one = own_block(seq, i);
+        if (!one) return false;
+        mean_planes(seq, i, one);
+    }
+    for (int32_t r = 0; r < seq->loops; r++) {
+        if (table(seq, r)[i] != one) kv_block_give(seq->pool, table(seq, r)[i]);
+        table(seq, r)[i] = one;
+    }
+    return true;
+}
+
+/* The last block first, which nobody shares: what it gives back is there for means of shared ones. Where blocks are
+ * missing some are joined, and the rest may follow later. */
+static bool join(struct kv_sequence *seq) {
+    for (int32_t i = seq->positions / KV_BLOCK - 1; i >= 0; i--)
+        if (seq->loops > 1 && !block_joined(seq, i) && !join_block(seq, i)) return false;
     seq->joined = true;
+    return true;
 }
 
 /* Blocks that positions >= n lie in get a copy at every loop. False without a change when the pool has too few. */
 static bool part(struct kv_sequence *seq, int32_t n) {
     int32_t first = n / KV_BLOCK, blocks = seq->positions / KV_BLOCK;
-    int64_t copies = first < seq->n_joined ? (int64_t)(seq->n_joined - first) * (seq->loops - 1) : 0;
-    if (kv_pool_available(seq->pool) < copies) return false;
-    CHECK_EQ(seq->n_joined, blocks);
+    if (kv_pool_available(seq->pool) < (int64_t)(blocks - first) * (seq->loops - 1)) return false;
     for (int32_t i = first; i < blocks; i++)
         for (int32_t r = 1; r < seq->loops; r++)
             table(seq, r)[i] = memcpy(kv_block_take(seq->pool), table(seq, 0)[i], seq->pool->block_size);
-    if (first < seq->n_joined) seq->n_joined = first;
     seq->joined = false;
     return true;
 }
 
 bool kv_begin(struct kv_sequence *seq, int32_t from, int32_t n, bool generated) {
     if (kv_policy_shared(seq->policy)) {
-        if (generated && !seq->joined) join(seq);
+        if (generated && !seq->joined && !join(seq)) return false;
         if (!generated && seq->joined && !part(seq, from)) return false;
-        if (generated && seq->policy == KV_POLICY_SHARED_FIRST && seq->loops > 1 && !seq->aside) {
+        if (generated && seq->policy != KV_POLICY_SHARED_LAST && seq->loops > 1 && !seq->aside) {
             if (kv_pool_available(seq->pool) < 1) return false;
             seq->aside = kv_block_take(seq->pool);
         }
@@ -137,6 +183,17 @@ void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t coun
     ready_advance(seq, loop);
 }
 
+/* A generated row's keys and values go from its slot aside, and back: the first loop's, or the mean of all it ran. */
+static int32_t return_aside(const struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_lend *lends) {
+    void *block = kv_table(seq, 0)[p / KV_BLOCK];
+    const int32_t slot = p % KV_BLOCK, of = seq->policy == KV_POLICY_SHARED_MEAN ? depth : 1;
+    if (!seq->aside || depth == 1) return 0;
+    for (int32_t r = 0; r < of; r++)
+        lends[r] = r + 1 < depth ? (struct kv_lend){seq->aside, block, r, slot, r == 0 ? of : 0}
+                                 : (struct kv_lend){block, block, slot, slot, 0};
+    return of;
+}
+
 int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_lend *lends) {
     CHECK_EQ(seq->left[p], 0);
     CHECK_EQ(seq->done[p], depth);
@@ -148,14 +205,13 @@ int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_le
             lends[n++] = (struct kv_lend){kv_table(seq, depth - 1)[block], kv_table(seq, r)[block], slot, slot, 1};
         ready_advance(seq, r);
     }
-    if (seq->joined && seq->aside && depth > 1)
-        lends[n++] = (struct kv_lend){seq->aside, kv_table(seq, 0)[block], slot, slot, 1};
-    return n;
+    return seq->joined ? return_aside(seq, p, depth, lends) : n;
 }
 
 int32_t kv_stay(const struct kv_sequence *seq, int32_t p, struct kv_lend *lends) {
-    if (!seq->joined || !seq->aside || seq->done[p] != 1) return 0;
-    lends[0] = (struct kv_lend){kv_table(seq, 0)[p / KV_BLOCK], seq->aside, p % KV_BLOCK, p % KV_BLOCK, 1};
+    const int32_t done = seq->done[p];
+    if (!seq->joined || !seq->aside || (done > 1 && seq->policy == KV_POLICY_SHARED_FIRST)) return 0;
+    lends[0] = (struct kv_lend){kv_table(seq, 0)[p / KV_BLOCK], seq->aside, p % KV_BLOCK, done - 1, 1};
     return 1;
 }
 
@@ -209,14 +265,13 @@ bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n)
     CHECK_EQ(seq->positions, 0);
     CHECK_EQ(seq->loops, from->loops);
     int32_t whole = n / KV_BLOCK, blocks = (n + KV_BLOCK - 1) / KV_BLOCK;
-    int32_t n_joined = blocks < from->n_joined ? blocks : from->n_joined;
-    int64_t copies = blocks == whole ? 0 : whole < n_joined ? 1 : seq->loops;
+    int32_t copies = blocks == whole ? 0 : block_joined(from, whole) ? 1 : seq->loops;
     if (kv_pool_available(seq->pool) < copies) return false;
     for (int32_t r = 0; r < seq->loops; r++) {
         CHECK_LE(n, from->ready[r]);
         for (int32_t i = 0; i < blocks; i++) {
             void *block = kv_table(from, r)[i];
-            if (r > 0 && i < n_joined)
+            if (r > 0 && block_joined(from, i))
                 block = table(seq, 0)[i];
             else if (i < whole)
                 kv_block_share(seq->pool, block);
@@ -226,9 +281,8 @@ bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n)
         }
         seq->ready[r] = n;
     }
-    seq->n_joined = n_joined;
-    seq->joined = from->n_joined > 0 && n_joined == blocks;
     seq->positions = blocks * KV_BLOCK;
+    seq->joined = blocks > 0 && kv_joined_blocks(seq) == blocks;
     memcpy(seq->done, from->done, (size_t)n);
     memcpy(seq->left, from->left, (size_t)n);
     return true;
@@ -266,7 +320,7 @@ int32_t kv_complete(const struct kv_sequence *seq, int32_t limit) {
 }
 
 bool kv_block_computed(const struct kv_sequence *seq, int32_t index) {
-    if (index < seq->n_joined) return false;
+    if (block_joined(seq, index)) return false;
     for (int32_t p = index * KV_BLOCK; p < (index + 1) * KV_BLOCK; p++)
         if (seq->done[p] != seq->loops) return false;
     return true;

@@ -15,12 +15,14 @@
 #include "model/kv_pool.h"
 
 /* The policies shared-* keep one plane a layer: a turn (ids that were fed) runs with every plane, and is joined to one
- * before the first row that follows it is generated. Joined blocks stand in the tables of all loops and count one
+ * before the first row that follows it is generated. A joined block stands in the tables of all loops and counts one
  * owner. A generated row writes every loop's keys and values into its one slot and reads them there, beside those that
- * earlier tokens left; what stays is its last loop's (shared-last) or its first one's (shared-first). So it cannot run
- * before the token before it has left. A further turn parts the blocks that it writes into again. */
-#define KV_POLICY_MAP(X) \
-    X(LAST_EXITED, "last-exited") X(FULL, "full") X(SHARED_LAST, "shared-last") X(SHARED_FIRST, "shared-first")
+ * earlier tokens left; what stays is its last loop's (shared-last), its first one's (shared-first), or the mean of all
+ * that it ran (shared-mean). So it cannot run before the token before it has left. A further turn parts the blocks that
+ * it writes into again: every loop then has what was joined, and joining that again changes nothing. */
+#define KV_POLICY_MAP(X)          \
+    X(LAST_EXITED, "last-exited") \
+    X(FULL, "full") X(SHARED_LAST, "shared-last") X(SHARED_MEAN, "shared-mean") X(SHARED_FIRST, "shared-first")
 enum kv_policy {
 #define X(code, name) KV_POLICY_##code,
     KV_POLICY_MAP(X)
@@ -46,9 +48,9 @@ struct kv_sequence {
     uint8_t *done;     /* [capacity] n(p): loops run at p */
     uint8_t *left;     /* [capacity] loop at which the token left, 1..loops; 0 while it has not */
     int32_t *ready;    /* [loops] positions [0, ready[r]) all have plane r, computed, lent or joined */
-    int32_t n_joined;  /* shared-*: the first blocks, which are the same in every table */
-    bool joined;       /* all of them are, and rows are generated */
-    void *aside;       /* shared-first: a block for the first loop's keys and values of the row on its way; or NULL */
+    bool joined;       /* shared-*: all blocks are, and rows are generated */
+    void *aside;       /* shared-mean, shared-first: a block whose slot r is for what the row on its way made in loop r,
+                          the last one aside; or NULL */
 };
 
 /* capacity_max positions at most, loops planes. */
@@ -57,11 +59,12 @@ int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_poli
 void kv_sequence_free(struct kv_sequence *seq); /* gives its blocks back */
 /* Before rows of a turn (generated: before a generated row) at positions [from, n): takes blocks so that positions [0,
  * n) have one at every loop, and under shared-* parts those that the turn writes into, or joins all. What lies before
- * `from` has left. False when the pool has too few: nothing is taken then.
+ * `from` has left. False when the pool has too few: kv_reserve has then taken none, and kv_begin may be asked again.
  */
 bool kv_reserve(struct kv_sequence *seq, int32_t n);
 bool kv_begin(struct kv_sequence *seq, int32_t from, int32_t n, bool generated);
-/* Blocks that it holds. */
+/* The blocks that are joined; all that it holds. */
+int32_t kv_joined_blocks(const struct kv_sequence *seq);
 int64_t kv_blocks(const struct kv_sequence *seq);
 /* Gives back the blocks that positions [0, n) do not need; nothing may have run beyond n. */
 void kv_shrink(struct kv_sequence *seq, int32_t n);
@@ -73,7 +76,8 @@ static inline void *const *kv_table(const struct kv_sequence *seq, int32_t loop)
  * one pass are entered in order of position within a loop. */
 void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t count);
 /* The token at p leaves after loop `depth` (1-based). Under last-exited its planes are lent to the deeper loops: the
- * copies are appended to lends (room for loops - depth), and their number returned. */
+ * copies are appended to lends, and under shared-* what is to stay of a generated row (room for loops); returns their
+ * number. */
 int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_lend *lends);
 /* The row at p has run and goes on: what a policy has to keep of this loop is appended to lends (room for one). */
 int32_t kv_stay(const struct kv_sequence *seq, int32_t p, struct kv_lend *lends);

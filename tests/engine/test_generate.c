@@ -305,8 +305,8 @@ static void test_session_resumes(void **state) {
     looplm_model *model = open_golden(1);
     looplm_error err;
     char *scratch = support_make_directory(), *path = file_join(scratch, "s.session");
-    static const char *const policies[] = {"last-exited", "full", "shared-last", "shared-first"};
-    for (int policy = 0; policy < 4; policy++) {
+    static const char *const policies[] = {"last-exited", "full", "shared-last", "shared-mean", "shared-first"};
+    for (int policy = 0; policy < 5; policy++) {
         looplm_session_options options = {
             .exit = "q=0.5", .kv = policies[policy], .context = 64, .temperature = 0.9f, .top_p = 0.9f, .seed = 3};
         looplm_session *a, *b;

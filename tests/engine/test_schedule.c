@@ -184,7 +184,8 @@ static void make_options(struct schedule *s, struct play *play) {
     if (exit_rule_parse(&o->rule, rules[below(s, 10)], &err)) fail_msg("%s", err.message);
     o->policy = chance(s, 50)   ? KV_POLICY_LAST_EXITED
                 : chance(s, 50) ? KV_POLICY_FULL
-                : chance(s, 60) ? KV_POLICY_SHARED_LAST
+                : chance(s, 40) ? KV_POLICY_SHARED_LAST
+                : chance(s, 70) ? KV_POLICY_SHARED_MEAN
                                 : KV_POLICY_SHARED_FIRST;
     o->sampler = (struct sampler_options){chance(s, 50) ? 0 : 0.8f,   1, 0, 0, chance(s, 20) ? 1.2f : 1,
                                           (uint64_t)below(s, 1 << 16)};

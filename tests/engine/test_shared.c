@@ -1,7 +1,9 @@
 /* The KV policies shared-*: the engine against a reference that keeps one plane by hand. For every generated row the
  * reference copies the blocks of the past, lets the row write its keys and values there, and after the last loop keeps
- * the copy of the loop that the policy names: no tables, no joining, no parting. Logits are the same, bit for bit. */
+ * the copy of the loop that the policy names, or the mean over all copies: no tables, no joining, no parting. Logits
+ * are the same, bit for bit. */
 #include "engine/engine.h"
+#include "support/kernels.h"
 #include "support/support.h"
 #include "support/tiny.h"
 
@@ -80,8 +82,20 @@ static void head(struct reference *f, int32_t row, real *logits) {
     f->model->backend->execute(f->model->backend, &f->pass);
 }
 
-static int32_t kept(const struct reference *f, int32_t depth) {
-    return f->policy == KV_POLICY_SHARED_FIRST ? 0 : depth - 1;
+/* What stays of `count` new positions that have run `depth` loops. */
+static void keep(struct reference *f, int32_t count, int32_t depth) {
+    struct kv_cache past = {f->geometry, POSITIONS, BLOCKS, f->past, NULL, 0}, planes[R];
+    struct kv_place places[R];
+    if (f->policy != KV_POLICY_SHARED_MEAN)
+        copy_blocks(f, f->past, f->plane[f->policy == KV_POLICY_SHARED_FIRST ? 0 : depth - 1]);
+    for (int32_t p = f->n; f->policy == KV_POLICY_SHARED_MEAN && p < f->n + count; p++) {
+        for (int r = 0; r < depth; r++) {
+            planes[r] = (struct kv_cache){f->geometry, POSITIONS, BLOCKS, f->plane[r], NULL, 0};
+            places[r] = (struct kv_place){&planes[r], p};
+        }
+        kv_cache_set_mean(&past, p, places, depth);
+    }
+    f->n += count;
 }
 
 /* A turn with every plane; the logits of its last position, after `depth` loops, predict. */
@@ -91,8 +105,7 @@ static void reference_turn(struct reference *f, const int32_t *ids, int32_t n, r
         forward(f, ids, n, r, f->plane[r]);
     }
     head(f, n - 1, logits);
-    copy_blocks(f, f->past, f->plane[kept(f, R)]);
-    f->n += n;
+    keep(f, n, R);
 }
 
 static void reference_row(struct reference *f, int32_t id, int32_t depth, real *logits) {
@@ -101,8 +114,7 @@ static void reference_row(struct reference *f, int32_t id, int32_t depth, real *
         forward(f, &id, 1, r, f->plane[r]);
     }
     head(f, 0, logits);
-    copy_blocks(f, f->past, f->plane[kept(f, depth)]);
-    f->n++;
+    keep(f, 1, depth);
 }
 
 /* ---- the engine's side ------------------------------------------------------------------------------------------- */
@@ -200,10 +212,9 @@ static void compare_with_reference(struct model *model, enum kv_type type, enum 
 
 static void test_reference(void **state) {
     struct tiny *tiny = *state;
-    for (int type = KV_F32; type <= KV_Q8; type++) {
-        compare_with_reference(tiny->model, (enum kv_type)type, KV_POLICY_SHARED_LAST);
-        compare_with_reference(tiny->model, (enum kv_type)type, KV_POLICY_SHARED_FIRST);
-    }
+    for (int type = KV_F32; type <= KV_Q8; type++)
+        for (int p = KV_POLICY_SHARED_LAST; p <= KV_POLICY_SHARED_FIRST; p++)
+            compare_with_reference(tiny->model, (enum kv_type)type, (enum kv_policy)p);
 }
 
 /* Neither the chunks of a turn nor another sequence change a bit. */
@@ -226,8 +237,8 @@ static void test_memory(void **state) {
     struct tiny *tiny = calloc(1, sizeof *tiny);
     looplm_error err;
     tiny_open(tiny, 4, WEIGHT_F32, NULL, 1);
-    int64_t blocks[4];
-    for (int p = 0; p < 4; p++) {
+    int64_t blocks[5];
+    for (int p = 0; p < 5; p++) {
         struct engine *e;
         struct sequence *s = NULL;
         static struct taken t;
@@ -257,6 +268,8 @@ static void test_memory(void **state) {
     }
     assert_int_equal(blocks[KV_POLICY_FULL], 4 * 102);
     assert_true(100 * blocks[KV_POLICY_SHARED_LAST] <= 26 * blocks[KV_POLICY_FULL]);
+    assert_int_equal(blocks[KV_POLICY_SHARED_MEAN], 103);
+    assert_true(100 * blocks[KV_POLICY_SHARED_MEAN] <= 26 * blocks[KV_POLICY_FULL]);
     assert_true(100 * blocks[KV_POLICY_SHARED_FIRST] <= 26 * blocks[KV_POLICY_FULL]);
     tiny_close(tiny);
     free(tiny);
@@ -274,6 +287,8 @@ static void test_refusals(void **state) {
                                  .sampler = {0, 1, 0, 0, 1, 0},
                                  .speculate = SPECULATE_WAVEFRONT};
     if (engine_open(&e, tiny->model, &eo, &err)) fail_msg("%s", err.message);
+    assert_int_equal(sequence_open(&s, e, &o, &err), LOOPLM_UNSUPPORTED);
+    o.policy = KV_POLICY_SHARED_MEAN;
     assert_int_equal(sequence_open(&s, e, &o, &err), LOOPLM_UNSUPPORTED);
     o.speculate = SPECULATE_OFF;
     o.adaptive_prompt = true;

@@ -1,4 +1,4 @@
-/* The KV pool and the bookkeeping of a sequence: blocks, invariants, lending, truncation, and a pool beyond 2^31
+/* The KV pool and the bookkeeping of a sequence: blocks, invariants, lending, means, truncation, and a pool beyond 2^31
  * elements. */
 #include "model/kv.h"
 #include "support/support.h"
@@ -235,6 +235,70 @@ static void test_fork(void **state) {
     kv_pool_free(&pool);
 }
 
+static float *key_of(void *block, int32_t slot) { /* element 3 of layer 1, head 1 */
+    return (float *)(void *)((char *)block + kv_offset(&small, 1, 1)) + (slot / 16 * 16 + 3) * 16 + slot % 16;
+}
+
+/* Plane r of position p holds 8 p + 2^r; every third position leaves after one loop, the others after three. */
+static void run_turn(struct kv_sequence *s, int32_t n) {
+    struct kv_lend lends[4];
+    for (int r = 0; r < 3; r++)
+        for (int p = 0; p < n; p++) *key_of(kv_table(s, r)[p / 64], p % 64) = (float)(8 * p + (1 << r));
+    for (int p = 0; p < n; p++) {
+        int32_t depth = p % 3 ? 3 : 1;
+        for (int r = 0; r < depth; r++) kv_enter(s, r, p, 1);
+        kv_leave(s, p, depth, lends);
+    }
+}
+
+static float mean_of(int32_t p) {
+    return p % 3 ? (float)((24.0 * p + 7) / 3) : (float)(8 * p + 1);
+}
+
+/* shared-mean: what others hold is not written over; with too few blocks a part is joined, and the rest later. */
+static void test_mean(void **state) {
+    (void)state;
+    struct kv_pool pool;
+    struct kv_sequence s;
+    struct kv_lend lends[3];
+    assert_int_equal(kv_pool_init(&pool, backend, small, 15, NULL), 0);
+    pool.poison = true;
+    assert_int_equal(kv_sequence_init(&s, &pool, KV_POLICY_SHARED_MEAN, 3, 320, NULL), 0);
+    assert_true(kv_begin(&s, 0, 314, false));
+    run_turn(&s, 314);
+    assert_int_equal(kv_pool_available(&pool), 0);
+    void *held[3][4];
+    for (int r = 0; r < 3; r++)
+        for (int i = 0; i < 4; i++) kv_block_share(&pool, held[r][i] = kv_table(&s, r)[i]);
+    kv_block_give(&pool, held[1][1]);           /* of block 1 one plane is its own */
+    assert_false(kv_begin(&s, 314, 315, true)); /* the last block gives two, which two others need */
+    assert_int_equal(kv_joined_blocks(&s), 4);
+    assert_int_equal(kv_blocks(&s), 4 + 3);
+    assert_int_equal(kv_pool_available(&pool), 0);
+    for (int r = 0; r < 3; r++)
+        for (int i = 2; i < 4; i++) kv_block_give(&pool, held[r][i]);
+    assert_int_equal(kv_pool_available(&pool), 6);
+    assert_true(kv_begin(&s, 314, 315, true));
+    assert_int_equal(kv_joined_blocks(&s), 5);
+    assert_int_equal(kv_blocks(&s), 6); /* one is aside */
+    for (int p = 0; p < 314; p++)
+        for (int r = 0; r < 3; r++) assert_true(*key_of(kv_table(&s, r)[p / 64], p % 64) == mean_of(p));
+    for (int r = 0; r < 3; r++)
+        for (int p = 0; p < 64; p++) assert_true(*key_of(held[r][0], p) == (float)(8 * p + (1 << r)));
+    kv_enter(&s, 0, 314, 1);
+    assert_int_equal(kv_stay(&s, 314, lends), 1);
+    assert_int_equal(lends->to_slot, 0);
+    kv_enter(&s, 1, 314, 1);
+    assert_int_equal(kv_leave(&s, 314, 2, lends), 2);
+    assert_true(lends[0].of == 2 && lends[0].from == s.aside && lends[0].to_slot == 58 && lends[1].from_slot == 58);
+    for (int r = 0; r < 3; r++) kv_block_give(&pool, held[r][0]);
+    kv_block_give(&pool, held[0][1]);
+    kv_block_give(&pool, held[2][1]);
+    kv_sequence_free(&s);
+    assert_int_equal(kv_pool_available(&pool), 15);
+    kv_pool_free(&pool);
+}
+
 /* A pool of more than 2^31 elements: the last block is real memory of its own, and attention reads keys and values from
  * it. */
 static void test_beyond_2_31(void **state) {
@@ -286,9 +350,9 @@ static void test_beyond_2_31(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),     cmocka_unit_test(test_invariants),
-                                       cmocka_unit_test(test_truncate),   cmocka_unit_test(test_truncate_q8),
-                                       cmocka_unit_test(test_drop),       cmocka_unit_test(test_fork),
-                                       cmocka_unit_test(test_beyond_2_31)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),   cmocka_unit_test(test_invariants),
+                                       cmocka_unit_test(test_truncate), cmocka_unit_test(test_truncate_q8),
+                                       cmocka_unit_test(test_drop),     cmocka_unit_test(test_fork),
+                                       cmocka_unit_test(test_mean),     cmocka_unit_test(test_beyond_2_31)};
     return cmocka_run_group_tests(tests, open_backend, close_backend);
 }
