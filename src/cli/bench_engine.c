@@ -121,6 +121,7 @@ static struct engine_counters since(struct engine_counters now, const struct eng
     c->guessed_used -= first->guessed_used;
     c->pass_s -= first->pass_s;
     c->head_s -= first->head_s;
+    c->lend_s -= first->lend_s;
     return now;
 }
 
@@ -175,7 +176,7 @@ static int serve(struct job *j, double *seconds, struct engine_counters *counter
 /* ---- the report ------------------------------------------------------------------------------------------------- */
 
 struct way {
-    double rate[SLICES_MAX], pass[SLICES_MAX], head[SLICES_MAX], scheduling[SLICES_MAX];
+    double rate[SLICES_MAX], pass[SLICES_MAX], head[SLICES_MAX], lending[SLICES_MAX], scheduling[SLICES_MAX];
     struct engine_counters counters; /* of the last slice */
     struct scheduler_counters scheduled;
     int64_t tokens;
@@ -196,7 +197,8 @@ static int run_slice(struct job *j, struct way *w, int slice, bool plain, looplm
     w->rate[slice] = (double)w->tokens / seconds;
     w->pass[slice] = c->pass_s / (double)c->passes;
     w->head[slice] = c->heads ? c->head_s / (double)c->heads : 0;
-    w->scheduling[slice] = (c->total_s - c->pass_s - c->head_s) / c->total_s;
+    w->lending[slice] = c->lend_s / c->total_s;
+    w->scheduling[slice] = (c->total_s - c->pass_s - c->head_s - c->lend_s) / c->total_s;
     return 0;
 }
 
@@ -235,19 +237,20 @@ static void report(const struct job *j, struct way *plain, struct way *other, js
     double ratio[SLICES_MAX], loops = j->loops;
     for (int i = 0; i < o->slices; i++) ratio[i] = other->rate[i] / plain->rate[i];
     struct spread r = spread_of(ratio, o->slices), scheduling = spread_of(other->scheduling, o->slices),
-                  w = spread_of(plain->pass, o->slices), h = spread_of(plain->head, o->slices),
-                  plain_rate = spread_of(plain->rate, o->slices), rate = spread_of(other->rate, o->slices);
+                  lending = spread_of(other->lending, o->slices), w = spread_of(plain->pass, o->slices),
+                  h = spread_of(plain->head, o->slices), plain_rate = spread_of(plain->rate, o->slices),
+                  rate = spread_of(other->rate, o->slices);
     bool wavefront = o->acceptance >= 0;
     double depth = (double)other->counters.rows / (double)other->tokens;
     double passes = wavefront ? 1 + (loops - 1) * (1 - o->acceptance) : o->mean_depth;
     double bound = wavefront && o->streams > 1 ? 0 : (loops * w.median + h.median) / (passes * (w.median + h.median));
     json_array_append_new(
-        results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "kind",
+        results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "kind",
                            wavefront ? "wavefront" : "refill", "streams", o->streams, "requests", o->requests, "tokens",
                            o->tokens, "plain_tokens_per_s", plain_rate.median, "tokens_per_s", rate.median, "ratio",
                            r.median, "ratio_low", r.low, "ratio_high", r.high, "bound", bound, "share_of_bound",
-                           bound > 0 ? r.median / bound : 0, "pass_s", w.median, "head_s", h.median, "scheduling_share",
-                           scheduling.median, "different_ids", j->wrong));
+                           bound > 0 ? r.median / bound : 0, "pass_s", w.median, "head_s", h.median, "lending_share",
+                           lending.median, "scheduling_share", scheduling.median, "different_ids", j->wrong));
     if (o->quiet) return;
     print_counters("plain", plain, j->loops);
     print_counters(wavefront ? "wavefront" : "refill", other, j->loops);
@@ -258,7 +261,8 @@ static void report(const struct job *j, struct way *plain, struct way *other, js
     printf("w %.2f ms, h %.2f ms; %.2f against %.2f tokens/s: %.3fx (%.3f..%.3f)", 1e3 * w.median, 1e3 * h.median,
            rate.median, plain_rate.median, r.median, r.low, r.high);
     if (bound > 0) printf(", bound %.3fx, %.1f %% of it", bound, 100 * r.median / bound);
-    printf("; scheduling %.2f %%; %d ids differ\n", 100 * scheduling.median, j->wrong);
+    printf("; planes of loops not run %.2f %%, scheduling %.2f %%; %d ids differ\n", 100 * lending.median,
+           100 * scheduling.median, j->wrong);
 }
 
 /* Recorded exits: uniform over the two or more depths around the mean that a loop count allows, by a hash. */

@@ -436,7 +436,9 @@ static void settle_rows(struct engine *e) {
     if (e->n_lends > 0) {
         pass_clear(&e->pass);
         pass_add(&e->pass, (struct op){.kind = OP_KV_LEND, .kv_lend = {e->lends, e->n_lends, e->pool.geometry}});
+        double begin = clock_seconds();
         e->model->backend->execute(e->model->backend, &e->pass);
+        e->counters.lend_s += clock_seconds() - begin;
         e->counters.lends += e->n_lends;
     }
 }
