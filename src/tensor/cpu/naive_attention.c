@@ -74,17 +74,33 @@ void naive_qkv(const struct op *op, const struct worker *worker) {
     }
 }
 
+/* n elements of a key panel, LANES apart: sizes that the compiler knows, or every element is a call. */
+static void copy_column(char *to, const char *from, size_t element, int n) {
+    const size_t step = LANES * element;
+    for (int d = 0; d < n; d++, to += step, from += step) {
+        if (element == 2) {
+            memcpy(to, from, 2);
+        } else if (element == 1) {
+            *to = *from;
+        } else {
+            memcpy(to, from, element);
+        }
+    }
+}
+
 /* Copies the keys, or with `value` the values, of one (layer, kv head), which start `at` bytes into the blocks. */
 static void copy_head(const struct kv_geometry *kv, const struct kv_lend *lend, size_t at, bool value) {
     const size_t element = kv_element_size(kv->type);
     const char *from = (const char *)lend->from + at;
     char *to = (char *)lend->to + at;
-    for (int d = 0; d < kv->head_dim; d++) {
-        int64_t i =
-            value ? kv_value_index(kv->head_dim, lend->from_slot, d) : kv_key_index(kv->head_dim, lend->from_slot, d);
-        int64_t j =
-            value ? kv_value_index(kv->head_dim, lend->to_slot, d) : kv_key_index(kv->head_dim, lend->to_slot, d);
-        memcpy(to + element * (size_t)j, from + element * (size_t)i, element);
+    if (value) {
+        memcpy(to + element * (size_t)kv_value_index(kv->head_dim, lend->to_slot, 0),
+               from + element * (size_t)kv_value_index(kv->head_dim, lend->from_slot, 0),
+               element * (size_t)kv->head_dim);
+    } else {
+        const int64_t i = kv_key_index(kv->head_dim, lend->from_slot, 0),
+                      j = kv_key_index(kv->head_dim, lend->to_slot, 0);
+        copy_column(to + element * (size_t)j, from + element * (size_t)i, element, kv->head_dim);
     }
     if (kv->type == KV_Q8) kv_scales(kv, to)[lend->to_slot] = kv_scales(kv, from)[lend->from_slot];
 }
@@ -110,14 +126,16 @@ static void mean_head(const struct kv_geometry *kv, const struct kv_lend *lends,
 void naive_kv_lend(const struct op *op, const struct worker *worker) {
     const struct op_kv_lend *o = &op->kv_lend;
     const struct kv_geometry *kv = &o->kv;
-    int64_t begin, end, planes = (int64_t)kv->layers * kv->kv_heads;
-    worker_share(worker, o->n_lends * planes, 1, &begin, &end);
+    int64_t begin, end;
+    worker_share(worker, (int64_t)kv->layers * kv->kv_heads, 1, &begin, &end);
+    /* Head by head, since a row that leaves early lends the same numbers to several planes: they are in cache then. */
     for (int64_t i = begin; i < end; i++) {
-        const struct kv_lend *lend = &o->lends[i / planes];
-        if (lend->of == 0) continue;
-        const size_t keys = kv_offset(kv, (int)(i % planes / kv->kv_heads), (int)(i % planes % kv->kv_heads));
-        for (int value = 0; value < 2; value++)
-            (lend->of == 1 ? copy_head : mean_head)(kv, lend, keys + (value ? kv_half_size(kv) : 0), value);
+        const size_t keys = kv_offset(kv, (int)(i / kv->kv_heads), (int)(i % kv->kv_heads));
+        for (const struct kv_lend *lend = o->lends; lend < o->lends + o->n_lends; lend++) {
+            if (lend->of == 0) continue;
+            for (int value = 0; value < 2; value++)
+                (lend->of == 1 ? copy_head : mean_head)(kv, lend, keys + (value ? kv_half_size(kv) : 0), value);
+        }
     }
 }
 
