@@ -232,6 +232,31 @@ static void print_counters(const char *name, const struct way *w, int32_t loops)
            (long long)(c->guessed_rows - c->dropped_rows), (long long)c->dropped_rows);
 }
 
+/* What print_counters prints, of the last slice. */
+static json_t *counters_json(const struct way *w, int32_t loops) {
+    const struct engine_counters *c = &w->counters;
+    const struct scheduler_counters *s = &w->scheduled;
+    json_t *left = json_array(), *passes = json_array(), *proposals = json_array();
+    for (int32_t r = 0; r < loops; r++) json_array_append_new(left, json_integer(c->loops[r]));
+    for (int n = 1; n < ENGINE_ROWS_COUNTED; n++)
+        if (c->passes_of[n])
+            json_array_append_new(passes, json_pack("{s:i, s:I, s:f}", "rows", n, "passes", (json_int_t)c->passes_of[n],
+                                                    "pass_s", c->pass_s_of[n] / (double)c->passes_of[n]));
+    for (int i = 0; i < ENGINE_PROPOSALS && i + 1 < loops; i++)
+        json_array_append_new(proposals,
+                              json_pack("{s:i, s:I, s:I, s:I}", "loop", i + 1, "made", (json_int_t)c->proposals[i],
+                                        "verified", (json_int_t)c->verified[i], "right", (json_int_t)c->accepted[i]));
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}",
+                     "tokens", (json_int_t)w->tokens, "passes", (json_int_t)c->passes, "rows", (json_int_t)c->rows,
+                     "head_reads", (json_int_t)c->heads, "head_rows", (json_int_t)c->head_rows, "lends",
+                     (json_int_t)c->lends, "tokens_by_loops", left, "passes_by_rows", passes, "proposals", proposals,
+                     "admitted", (json_int_t)s->admitted, "preempted", (json_int_t)s->preemptions, "kv_blocks_most",
+                     (json_int_t)s->blocks_max, "kv_blocks", (json_int_t)s->blocks, "cached_positions",
+                     (json_int_t)s->cached, "cache_hits", (json_int_t)s->hits, "cache_evictions",
+                     (json_int_t)s->evictions, "replayed_positions", (json_int_t)s->replayed, "queue_s", s->queue_s,
+                     "queue_s_most", s->queue_s_max);
+}
+
 static void report(const struct job *j, struct way *plain, struct way *other, json_t *results) {
     const struct bench_engine_options *o = j->options;
     double ratio[SLICES_MAX], loops = j->loops;
@@ -245,12 +270,13 @@ static void report(const struct job *j, struct way *plain, struct way *other, js
     double passes = wavefront ? 1 + (loops - 1) * (1 - o->acceptance) : o->mean_depth;
     double bound = wavefront && o->streams > 1 ? 0 : (loops * w.median + h.median) / (passes * (w.median + h.median));
     json_array_append_new(
-        results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "kind",
-                           wavefront ? "wavefront" : "refill", "streams", o->streams, "requests", o->requests, "tokens",
-                           o->tokens, "plain_tokens_per_s", plain_rate.median, "tokens_per_s", rate.median, "ratio",
-                           r.median, "ratio_low", r.low, "ratio_high", r.high, "bound", bound, "share_of_bound",
-                           bound > 0 ? r.median / bound : 0, "pass_s", w.median, "head_s", h.median, "lending_share",
-                           lending.median, "scheduling_share", scheduling.median, "different_ids", j->wrong));
+        results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:o, s:o}",
+                           "kind", wavefront ? "wavefront" : "refill", "streams", o->streams, "requests", o->requests,
+                           "tokens", o->tokens, "plain_tokens_per_s", plain_rate.median, "tokens_per_s", rate.median,
+                           "ratio", r.median, "ratio_low", r.low, "ratio_high", r.high, "bound", bound,
+                           "share_of_bound", bound > 0 ? r.median / bound : 0, "pass_s", w.median, "head_s", h.median,
+                           "lending_share", lending.median, "scheduling_share", scheduling.median, "different_ids",
+                           j->wrong, "plain", counters_json(plain, j->loops), "other", counters_json(other, j->loops)));
     if (o->quiet) return;
     print_counters("plain", plain, j->loops);
     print_counters(wavefront ? "wavefront" : "refill", other, j->loops);

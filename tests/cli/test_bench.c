@@ -121,6 +121,37 @@ static void test_loops(void **state) {
     json_decref(json);
 }
 
+/* Tokens add up over the loops they left at, passes and rows over the passes of each number of rows. */
+static void assert_sums(const json_t *way) {
+    double tokens = 0, passes = 0, rows = 0;
+    size_t i;
+    json_t *each;
+    json_array_foreach(json_object_get(way, "tokens_by_loops"), i, each) tokens += (double)json_integer_value(each);
+    json_array_foreach(json_object_get(way, "passes_by_rows"), i, each) {
+        passes += number(each, "passes", NULL);
+        rows += number(each, "passes", NULL) * number(each, "rows", NULL);
+    }
+    assert_true(tokens == number(way, "tokens", NULL) && tokens > 0);
+    assert_true(passes == number(way, "passes", NULL) && passes > 0);
+    assert_true(rows == number(way, "rows", NULL)); /* no pass of these few streams has more than are counted apart */
+    assert_true(number(way, "kv_blocks_most", NULL) <= number(way, "kv_blocks", NULL));
+}
+
+static void test_engine(void **state) {
+    json_t *json =
+        program_json(*state, BENCH "--engine --streams 3 --requests 6 --tokens 12 --mean-depth 2.5 --slices 1 --json");
+    json_t *result = json_array_get(json_object_get(json, "results"), 0);
+    json_t *plain = json_object_get(result, "plain"), *other = json_object_get(result, "other");
+    assert_string_equal(text(result, "kind"), "refill");
+    assert_sums(plain);
+    assert_sums(other);
+    size_t loops = json_array_size(json_object_get(plain, "tokens_by_loops"));
+    assert_true((double)json_integer_value(json_array_get(json_object_get(plain, "tokens_by_loops"), loops - 1)) ==
+                number(plain, "tokens", NULL));
+    assert_true(number(plain, "lends", NULL) == 0 && number(other, "lends", NULL) > 0);
+    json_decref(json);
+}
+
 static void test_refusals(void **state) {
     assert_program(*state, "$P bench", 2, "no model", NULL);
     assert_program(*state, "$P bench nowhere", 1, "nowhere", NULL);
@@ -142,8 +173,8 @@ static int setup(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_prefill),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode),   cmocka_unit_test(test_prefill),
                                        cmocka_unit_test(test_left_out), cmocka_unit_test(test_loops),
-                                       cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_engine),   cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, setup, program_teardown);
 }
