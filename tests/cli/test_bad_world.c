@@ -84,11 +84,11 @@ static void test_full_disk(void **state) {
 
 static void test_reader_leaves(void **state) {
     /* The reader is gone before the first token; the program ends without a word about it. */
-    assert_program(
-        *state,
-        "($P run $M $T -p 'the cat' -n 200 --temperature 2 2>talk.txt; echo $? >status.txt) | (exec <&-; sleep 1); "
-        "cat talk.txt status.txt",
-        0, "1\n", NULL);
+    assert_program(*state,
+                   "(sleep 1; $P run $M $T -p 'the cat' -n 200 --temperature 2 2>talk.txt; echo $? >status.txt) | "
+                   "(exec <&-; sleep 1); "
+                   "cat talk.txt status.txt",
+                   0, "1\n", NULL);
     assert_program(*state, "grep -c 'cannot write' talk.txt", 1, "0\n", NULL);
     assert_program(
         *state,
