@@ -83,7 +83,7 @@ static void copy_column(char *to, const char *from, size_t element, int n) {
         } else if (element == 1) {
             *to = *from;
         } else {
-            memcpy(to, from, element);
+            memcpy(to, from, sizeof(real));
         }
     }
 }
