@@ -292,7 +292,7 @@ struct op_matmul_dw {
 /* KV in f32 or bf16. For one sequence at one loop (all runs share its block table; every row of its pass is here):
  * dq[b], and per position s in [0, positions) dk[s], dv[s] [G K] with respect to the rounded keys and values of the
  * table (zeroed first, positions nobody attends to stay zero). delta = dout . out per row and head; p = exp(scale q.k -
- * lse). */
+ * lse). With `round` (KV in bf16) q, dout, p and ds are rounded to bf16 where products, and delta, take them. */
 struct op_attention_grad {
     const real *q;
     int64_t ldq;
@@ -307,6 +307,7 @@ struct op_attention_grad {
     struct kv_geometry kv;
     int32_t layer, heads, positions;
     real scale;
+    bool round;
 };
 
 /* Backward of op_qkv: dq [rows, H K] and the rows' dk, dv (indexed by position, [S, G K]) to dqkv[b]; dq_norm, dk_norm

@@ -230,7 +230,8 @@ static void add_scores_grad(const struct recorder *r, const struct layer_buffers
                                                      .layer = r->layer,
                                                      .heads = c->heads,
                                                      .positions = d->positions,
-                                                     .scale = model_attention_scale(b->model)}});
+                                                     .scale = model_attention_scale(b->model),
+                                                     .round = b->model->weight_type == WEIGHT_BF16}});
 }
 
 /* Without norms nobody reads qkv any more. */

@@ -3,6 +3,7 @@
  * a row alone against the row in a batch; and caches whose unwritten positions are NaN. */
 #include "support/kernels.h"
 #include "support/support.h"
+#include "tensor/convert.h"
 
 #include <float.h>
 #include <math.h>
@@ -439,6 +440,90 @@ static void test_attention_grad(void **state) {
     }
 }
 
+/* A gradient of the rounded form: dq, dk and dv one after the other, of every row and position. */
+static real *rounded_run(const struct scene *s, const char *table, int threads, size_t n_q, size_t n_kv) {
+    real *all = ops_alloc((n_q + 2 * n_kv) * sizeof *all);
+    memset(all, 0, n_q * sizeof *all);
+    struct op op = {.kind = OP_ATTENTION_GRAD,
+                    .attention_grad = {s->q, s->ldq, s->out, s->dout, s->ldout, s->lse, all, s->ldq, all + n_q,
+                                       all + n_q + n_kv, s->runs, s->n_runs, s->cache.geometry, LAYER, s->shape.heads,
+                                       s->positions + 3, (real)(1 / sqrt(s->shape.head_dim)), true}};
+    ops_run(table, threads, &op, 1);
+    return all;
+}
+
+/* Adds a product to a sum and its size to the sum of sizes. */
+static void rounded_add(double *sum, double *size, double x, double y) {
+    *sum += x * y;
+    *size += fabs(x * y);
+}
+
+/* What row b and query head h give, and the sizes of the terms. */
+static void rounded_row(const struct scene *s, int b, int h, double *want, double *size, size_t n_q, size_t n_kv) {
+    int K = s->shape.head_dim, G = s->shape.kv_heads, g = h / (s->shape.heads / G);
+    const real *q = s->q + b * s->ldq + h * K, *out = s->out + b * s->ldout + h * K;
+    const real *dout = s->dout + b * s->ldout + h * K;
+    double delta = 0, scale = 1 / sqrt(K);
+    for (int d = 0; d < K; d++) delta += (double)bf16_round(dout[d]) * out[d];
+    for (int j = 0; j <= scene_position(s, b); j++) {
+        double score = 0, dp = 0;
+        for (int d = 0; d < K; d++) {
+            score += (double)bf16_round(q[d]) * kv_cache_get(&s->cache, false, j, LAYER, g, d);
+            dp += (double)bf16_round(dout[d]) * kv_cache_get(&s->cache, true, j, LAYER, g, d);
+        }
+        double p = exp(score * scale - s->lse[b * s->shape.heads + h]), ds = p * (dp - delta) * scale;
+        p = bf16_round((real)p), ds = bf16_round((real)ds);
+        for (int d = 0; d < K; d++) {
+            size_t at = (size_t)(b * s->ldq + h * K + d), kv = n_q + (size_t)((j * G + g) * K + d);
+            rounded_add(&want[at], &size[at], ds, kv_cache_get(&s->cache, false, j, LAYER, g, d));
+            rounded_add(&want[kv], &size[kv], ds, bf16_round(q[d]));
+            rounded_add(&want[kv + n_kv], &size[kv + n_kv], p, bf16_round(dout[d]));
+        }
+    }
+}
+
+/* Plain sums in double. A term may be off by a unit of bf16, where p or ds lies between two of them; what little the
+ * sums before them differ by is less than that. */
+static void assert_rounded(const struct scene *s, const char *table, const real *got, size_t n_q, size_t n_kv) {
+    size_t n = n_q + 2 * n_kv;
+    double *want = calloc(n, sizeof *want), *size = calloc(n, sizeof *size);
+    assert_true(want && size);
+    for (int b = ROWS_BEFORE; b < s->rows; b++)
+        for (int h = 0; h < s->shape.heads; h++) rounded_row(s, b, h, want, size, n_q, n_kv);
+    for (size_t i = 0; i < n; i++) size[i] = size[i] * 0x1p-7 + 1e-6;
+    ops_assert_close("attention_grad, rounded", table, got, want, n, size);
+    free(want);
+    free(size);
+}
+
+static void test_attention_grad_rounded(void **state) {
+    (void)state;
+    uint64_t seed = 21;
+    FOR_SCENES(seed, s, GRADIENT_TYPES) {
+        if (s.cache.geometry.type != KV_BF16) continue;
+        struct op forward = scene_attention(&s);
+        ops_run("scalar", 1, &forward, 1);
+        size_t n_q = (size_t)(s.rows * s.ldq), n_kv = (size_t)((s.positions + 3) * s.shape.kv_heads * s.shape.head_dim);
+        real *oracle = rounded_run(&s, "scalar", 1, n_q, n_kv);
+        assert_rounded(&s, "scalar", oracle, n_q, n_kv);
+        for (int t = 0; ops_table(t); t++) {
+            real *one = rounded_run(&s, ops_table(t), 1, n_q, n_kv);
+            if (strcmp(ops_table(t), "avx512amx") != 0) {
+                ops_assert_equal("attention_grad, rounded", ops_table(t), one, oracle, n_q + 2 * n_kv);
+            } else {
+                assert_rounded(&s, ops_table(t), one, n_q, n_kv);
+            }
+            for (int threads = 2; threads <= 3; threads++) {
+                real *again = rounded_run(&s, ops_table(t), threads, n_q, n_kv);
+                ops_assert_equal("attention_grad, more threads", ops_table(t), again, one, n_q + 2 * n_kv);
+                free(again);
+            }
+            free(one);
+        }
+        free(oracle);
+    }
+}
+
 static void test_qkv_grad(void **state) {
     (void)state;
     uint64_t seed = 10;
@@ -502,6 +587,7 @@ int main(void) {
         cmocka_unit_test(test_kv_mean_of_equals),
         cmocka_unit_test(test_q8_extremes),
         cmocka_unit_test(test_attention_grad),
+        cmocka_unit_test(test_attention_grad_rounded),
         cmocka_unit_test(test_qkv_grad),
         cmocka_unit_test(test_bits),
     };

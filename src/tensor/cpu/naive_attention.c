@@ -213,15 +213,24 @@ void naive_attention(const struct op *op, const struct worker *worker) {
 
 /* ---- gradients ------------------------------------------------------------------------------------------------- */
 
+/* An input of a product. */
+static real grad_input(const struct op_attention_grad *o, real x) {
+    return o->round ? bf16_round(x) : x;
+}
+
 /* What the row b, at `position`, gives to its own dq and to dk and dv of every key it saw, for query head h. */
 static void naive_attention_grad_row(const struct op_attention_grad *o, const struct run *run, int64_t b,
                                      int64_t position, int h) {
     const struct kv_geometry *kv = &o->kv;
     int K = kv->head_dim, G = kv->kv_heads, g = h / (o->heads / G);
-    const real *q = o->q + b * o->ldq + h * K, *out = o->out + b * o->ldout + h * K;
-    const real *dout = o->dout + b * o->ldout + h * K;
-    real *dq = o->dq + b * o->lddq + h * K, delta = lanes_dot(dout, out, K);
-    for (int d = 0; d < K; d++) dq[d] = 0;
+    const real *out = o->out + b * o->ldout + h * K;
+    real *dq = o->dq + b * o->lddq + h * K, q[HEAD_DIM_MAX], dout[HEAD_DIM_MAX];
+    for (int d = 0; d < K; d++) {
+        q[d] = grad_input(o, o->q[b * o->ldq + h * K + d]);
+        dout[d] = grad_input(o, o->dout[b * o->ldout + h * K + d]);
+        dq[d] = 0;
+    }
+    real delta = lanes_dot(dout, out, K);
     for (int64_t j = 0; j <= position; j++) {
         const void *keys = kv_keys(kv, run->blocks, j, o->layer, g), *values = (const char *)keys + kv_half_size(kv);
         real *dk = o->dk + (j * G + g) * K, *dv = o->dv + (j * G + g) * K, score = 0, dp = 0;
@@ -229,7 +238,9 @@ static void naive_attention_grad_row(const struct op_attention_grad *o, const st
             score = real_fma(q[d], kv_load(kv->type, keys, kv_key_index(K, j, d)), score);
             dp = real_fma(dout[d], kv_load(kv->type, values, kv_value_index(K, j, d)), dp);
         }
-        real p = real_exp(score * o->scale - o->lse[b * o->heads + h]), ds = p * (dp - delta) * o->scale;
+        real p = real_exp(score * o->scale - o->lse[b * o->heads + h]);
+        real ds = grad_input(o, p * (dp - delta) * o->scale);
+        p = grad_input(o, p);
         for (int d = 0; d < K; d++) {
             dq[d] = real_fma(ds, kv_load(kv->type, keys, kv_key_index(K, j, d)), dq[d]);
             dk[d] = real_fma(ds, q[d], dk[d]);

@@ -28,6 +28,8 @@
 #include "tensor/cpu/kernels_attention.inc"
 #include "tensor/cpu/kernels_attention_grad.inc"
 
+#include "tensor/cpu/kernels_amx_attention.inc"
+
 #define TILE_INT8_BF16 (1u << 24 | 1u << 25 | 1u << 22) /* of cpuid leaf 7, edx */
 #define ARCH_REQ_XCOMP_PERM 0x1023                      /* of arch_prctl: leave to use a state that is large */
 #define XFEATURE_XTILEDATA 18
