@@ -276,6 +276,11 @@ struct op_rmsnorm_grad {
     bool accumulate;
 };
 
+/* Where the sums of a gradient of weights go: they go on from dweight; replace it; or are made from zero and then added
+ * to it, of at most DW_ADD_ROWS rows. */
+enum dw_mode { DW_ACCUMULATE, DW_SET, DW_ADD };
+#define DW_ADD_ROWS 1024
+
 /* dweight[n, k] += sum_b dy[b, n] x[b, k]; row-major [n, k]. (dx is op_matmul with the transposed packing.) bf16: dy
  * and x are rounded to bf16 first; instructions that add a pair of products take rows 2i and 2i+1 together, the last
  * row of an odd number with a row of zeros. */
@@ -287,6 +292,7 @@ struct op_matmul_dw {
     int64_t ldx;
     real *dweight;
     int32_t rows, n, k;
+    enum dw_mode mode;
 };
 
 /* KV in f32 or bf16. For one sequence at one loop (all runs share its block table; every row of its pass is here):

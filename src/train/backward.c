@@ -101,11 +101,31 @@ static size_t bind_buffers(struct backward *b, unsigned char *base) {
     return carve.used;
 }
 
+/* A matrix of a layer; all others are the rest. */
+static bool is_product(const struct tensor_spec *spec) {
+    return spec->layer >= 0 && tensor_is_matrix(spec);
+}
+
+static int init_rest(struct backward *b, looplm_error *err) {
+    b->rest_at = calloc((size_t)b->table.count, sizeof *b->rest_at);
+    if (!b->rest_at) return error_set(err, LOOPLM_MEMORY, "backward pass: its tables could not be had");
+    for (int32_t i = 0; i < b->table.count; i++) {
+        const struct tensor_spec *spec = &b->table.specs[i];
+        b->rest_at[i] = is_product(spec) ? -1 : b->rest_elements;
+        if (!is_product(spec)) b->rest_elements += (spec->rows * spec->cols + LANES - 1) / LANES * LANES;
+    }
+    return 0;
+}
+
 int backward_init(struct backward *b, const struct model *model, const struct backward_weights *weights,
                   int32_t positions_max, looplm_error *err) {
     *b = (struct backward){.model = model, .weights = weights, .positions_max = positions_max};
     int status = tensor_table_init(&b->table, &model->config, err);
-    if (status) return status;
+    if (!status) status = init_rest(b, err);
+    if (status) {
+        backward_free(b);
+        return status;
+    }
     b->memory_size = bind_buffers(b, NULL);
     b->memory = model->backend->alloc(model->backend, b->memory_size);
     if (!b->memory) {
@@ -121,13 +141,38 @@ int backward_init(struct backward *b, const struct model *model, const struct ba
 void backward_free(struct backward *b) {
     if (b->memory) b->model->backend->release(b->model->backend, b->memory, b->memory_size);
     tensor_table_free(&b->table);
+    free(b->rest_at);
     *b = (struct backward){0};
 }
 
-real *backward_gradient(const struct backward *b, real *gradient, enum tensor_role role, int32_t layer) {
+static real *gradient_at(const struct backward *b, const struct gradient_target *target, int64_t i) {
+    return target->rest && b->rest_at[i] >= 0 ? target->rest + b->rest_at[i] : target->sum + b->table.specs[i].offset;
+}
+
+real *backward_gradient(const struct backward *b, const struct gradient_target *target, enum tensor_role role,
+                        int32_t layer) {
     if (role == TENSOR_HEAD && b->model->config.tied) role = TENSOR_EMBED;
     const struct tensor_spec *spec = tensor_find(&b->table, role, layer);
-    return spec ? gradient + spec->offset : NULL;
+    return spec ? gradient_at(b, target, spec - b->table.specs) : NULL;
+}
+
+void backward_record_rest_zero(struct pass *pass, const struct backward *b, const struct gradient_target *target) {
+    for (int32_t i = 0; i < b->table.count; i++) {
+        const struct tensor_spec *spec = &b->table.specs[i];
+        if (b->rest_at[i] < 0) continue;
+        size_t size = (size_t)(spec->rows * spec->cols) * sizeof(real);
+        pass_add(pass, (struct op){.kind = OP_ZERO, .zero = {gradient_at(b, target, i), size}});
+    }
+}
+
+void backward_record_rest_add(struct pass *pass, const struct backward *b, const struct gradient_target *target) {
+    for (int32_t i = 0; i < b->table.count; i++) {
+        const struct tensor_spec *spec = &b->table.specs[i];
+        if (b->rest_at[i] < 0) continue;
+        real *sum = target->sum + spec->offset;
+        pass_add(pass,
+                 (struct op){.kind = OP_ADD, .add = {sum, gradient_at(b, target, i), sum, spec->rows * spec->cols}});
+    }
 }
 
 /* What the functions below share while one layer is recorded. */
@@ -135,12 +180,12 @@ struct recorder {
     struct pass *pass;
     const struct backward *b;
     const struct backward_loop *loop;
-    real *gradient;
+    const struct gradient_target *target;
     int32_t layer;
 };
 
 static real *gradient_of(const struct recorder *r, enum tensor_role role) {
-    return backward_gradient(r->b, r->gradient, role, r->layer);
+    return backward_gradient(r->b, r->target, role, r->layer);
 }
 
 /* dx = dy W, and dW += dy^T x, for all loops that are joined here; weight is the transposed packing [inputs, outputs].
@@ -161,7 +206,8 @@ static void add_product_grad(const struct recorder *r, const struct weight *weig
                                                 .dweight = dweight,
                                                 .rows = (joined + 1) * rows,
                                                 .n = outputs,
-                                                .k = inputs}});
+                                                .k = inputs,
+                                                .mode = r->target->mode}});
 }
 
 static void add_norm_grad(const struct recorder *r, const real *x, const real *weight, const real *rstd, const real *dy,
@@ -311,8 +357,9 @@ void backward_record_begin(struct pass *pass, const struct backward *b, int32_t 
     }
 }
 
-void backward_record(struct pass *pass, const struct backward *b, const struct backward_loop *loop, real *gradient) {
-    struct recorder r = {.pass = pass, .b = b, .loop = loop, .gradient = gradient, .layer = -1};
+void backward_record(struct pass *pass, const struct backward *b, const struct backward_loop *loop,
+                     const struct gradient_target *target) {
+    struct recorder r = {.pass = pass, .b = b, .loop = loop, .target = target, .layer = -1};
     add_norm_grad(&r, loop->buffers->x_last, b->model->norm, loop->buffers->norm_rstd, loop->dh, b->dx,
                   gradient_of(&r, TENSOR_NORM), false);
     for (r.layer = b->model->config.layers - 1; r.layer >= 0; r.layer--) add_block_grad(&r);

@@ -24,11 +24,21 @@ void backward_weights_free(struct backward_weights *w);
 /* Remakes them from the masters. */
 void backward_weights_pack(struct backward_weights *w, const struct params *params);
 
+/* Where a unit's gradients go. With DW_ACCUMULATE all are added to `sum`, laid out as the parameters. Else each matrix
+ * of a layer has its gradient from a single product (its loops are joined), which replaces the one in `sum` or is added
+ * to it, and the others, the rest, are added to `sum`, or to `rest` where that is given (backward.rest_at). */
+struct gradient_target {
+    real *sum, *rest;
+    enum dw_mode mode;
+};
+
 /* Scratch for the gradients of one loop over at most positions_max rows. */
 struct backward {
     const struct model *model;              /* borrowed */
     const struct backward_weights *weights; /* borrowed */
     struct tensor_table table;              /* where each gradient lies */
+    int64_t *rest_at;                       /* [table.count] where in `rest`; -1: not among them */
+    int64_t rest_elements;
     int32_t positions_max;
     real *dx;                /* [B, D] by the stream; after backward_record by the loop's input */
     real *dnormed;           /* [B, D] by a branch's normed input */
@@ -44,8 +54,12 @@ struct backward {
 int backward_init(struct backward *b, const struct model *model, const struct backward_weights *weights,
                   int32_t positions_max, looplm_error *err);
 void backward_free(struct backward *b);
-/* The gradient of a tensor inside a flat gradient buffer. A tied head's is the embedding's. */
-real *backward_gradient(const struct backward *b, real *gradient, enum tensor_role role, int32_t layer);
+/* The gradient of a tensor. A tied head's is the embedding's. */
+real *backward_gradient(const struct backward *b, const struct gradient_target *target, enum tensor_role role,
+                        int32_t layer);
+/* Records that the rest of `target` begins at zero, and, when the unit is done, that it is added to the sum. */
+void backward_record_rest_zero(struct pass *pass, const struct backward *b, const struct gradient_target *target);
+void backward_record_rest_add(struct pass *pass, const struct backward *b, const struct gradient_target *target);
 
 /* A document of the unit: indices [start, start + positions), and its runs in the loop at hand. */
 struct backward_document {
@@ -84,6 +98,7 @@ bool backward_can_join(const struct model *model, int32_t rows);
 void backward_record_begin(struct pass *pass, const struct backward *b, int32_t positions);
 /* Final norm, layers L-1 .. 0: adds to the gradients of weights and leaves the gradient of the loop's input in b->dx.
  */
-void backward_record(struct pass *pass, const struct backward *b, const struct backward_loop *loop, real *gradient);
+void backward_record(struct pass *pass, const struct backward *b, const struct backward_loop *loop,
+                     const struct gradient_target *target);
 
 #endif

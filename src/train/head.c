@@ -73,9 +73,9 @@ void head_record(struct pass *pass, const struct head *head, const struct head_r
 }
 
 void head_record_gradient(struct pass *pass, const struct head *head, const struct head_rows *rows, const real *h,
-                          const struct backward *b, real *dh, real *gradient) {
+                          const struct backward *b, real *dh, const struct gradient_target *target) {
     const struct model_config *c = &head->model->config;
-    real *dweight = backward_gradient(b, gradient, TENSOR_HEAD, -1);
+    real *dweight = backward_gradient(b, target, TENSOR_HEAD, -1);
     for (int32_t first = 0; first < rows->count; first += HEAD_ROWS) {
         struct chunk chunk = record_chunk(pass, head, rows, first, h);
         const int32_t *row = rows->row + first;

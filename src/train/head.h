@@ -33,6 +33,6 @@ void head_record(struct pass *pass, const struct head *head, const struct head_r
 /* The same, and dh [B, D] of the rows that have a target (others are left alone), and the gradient of the head's
  * weight. */
 void head_record_gradient(struct pass *pass, const struct head *head, const struct head_rows *rows, const real *h,
-                          const struct backward *b, real *dh, real *gradient);
+                          const struct backward *b, real *dh, const struct gradient_target *target);
 
 #endif

@@ -104,7 +104,8 @@ bool optimizer_step(struct optimizer *o, const real *gradient, double divisor, d
 int gradient_tree_init(struct gradient_tree *tree, struct backend *backend, int64_t elements, int64_t units_max,
                        looplm_error *err) {
     CHECK_LT(0, units_max);
-    *tree = (struct gradient_tree){.backend = backend, .elements = elements, .units_max = units_max, .current = -1};
+    *tree = (struct gradient_tree){
+        .backend = backend, .elements = elements, .units_max = units_max, .current = -1, .before = -1};
     int32_t wanted = 1; /* floor(log2(units_max)) + 1 */
     while (units_max >> wanted) wanted++;
     CHECK_LE(wanted, GRADIENT_LEVELS_MAX);
@@ -126,7 +127,7 @@ void gradient_tree_free(struct gradient_tree *tree) {
     for (int32_t i = 0; i < tree->n_buffers; i++)
         tree->backend->release(tree->backend, tree->buffers[i], (size_t)tree->elements * sizeof(real));
     pass_free(&tree->pass);
-    *tree = (struct gradient_tree){.current = -1};
+    *tree = (struct gradient_tree){.current = -1, .before = -1};
 }
 
 static void run_one(struct gradient_tree *tree, struct op op) {
@@ -142,14 +143,21 @@ static int32_t find_level(const struct gradient_tree *tree, int32_t level) {
     return -1;
 }
 
-real *gradient_tree_begin(struct gradient_tree *tree) {
+real *gradient_tree_begin_unit(struct gradient_tree *tree, real **before) {
     if (tree->count == 0)
         for (int32_t i = 0; i < tree->n_buffers; i++) tree->level[i] = -1;
     CHECK_EQ(tree->current, -1);
     CHECK_LT(tree->count, tree->units_max);
     tree->current = find_level(tree, -1);
     CHECK_LE(0, tree->current);
-    real *buffer = tree->buffers[tree->current];
+    tree->before = find_level(tree, 0);
+    *before = tree->before < 0 ? NULL : tree->buffers[tree->before];
+    return tree->buffers[tree->current];
+}
+
+real *gradient_tree_begin(struct gradient_tree *tree) {
+    real *before, *buffer = gradient_tree_begin_unit(tree, &before);
+    tree->before = -1;
     run_one(tree, (struct op){.kind = OP_ZERO, .zero = {buffer, (size_t)tree->elements * sizeof(real)}});
     return buffer;
 }
@@ -162,7 +170,16 @@ static void merge(struct gradient_tree *tree, int32_t earlier, int32_t later) {
 }
 
 void gradient_tree_push(struct gradient_tree *tree) {
-    gradient_tree_push_level(tree, 0);
+    if (tree->before < 0) {
+        gradient_tree_push_level(tree, 0);
+        return;
+    }
+    /* Both units are in the buffer of the first: a pair that is pushed at once. */
+    tree->level[tree->before] = -1;
+    tree->current = tree->before;
+    tree->before = -1;
+    tree->count--;
+    gradient_tree_push_level(tree, 1);
 }
 
 void gradient_tree_push_level(struct gradient_tree *tree, int32_t level) {

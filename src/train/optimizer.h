@@ -43,6 +43,7 @@ struct gradient_tree {
     real *buffers[GRADIENT_LEVELS_MAX + 1];
     int32_t level[GRADIENT_LEVELS_MAX + 1]; /* the subtree that each buffer holds: 2^level units; -1: free */
     int32_t current;                        /* buffer handed out by begin, or -1 */
+    int32_t before;                         /* buffer of the unit before that begin_unit handed out with it, or -1 */
     struct pass pass;
 };
 
@@ -52,6 +53,9 @@ int gradient_tree_init(struct gradient_tree *tree, struct backend *backend, int6
 void gradient_tree_free(struct gradient_tree *tree);
 /* A zeroed buffer for the next unit's gradient; push puts it into the tree. */
 real *gradient_tree_begin(struct gradient_tree *tree);
+/* The same, not zeroed. Where *before is not NULL it is the sum that this unit's gradient is added to in the tree: the
+ * caller adds it, and the buffer is scratch. */
+real *gradient_tree_begin_unit(struct gradient_tree *tree, real **before);
 void gradient_tree_push(struct gradient_tree *tree);
 /* The same for a finished subtree of 2^level units; their number so far must be a multiple of it. */
 void gradient_tree_push_level(struct gradient_tree *tree, int32_t level);

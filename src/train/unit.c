@@ -52,6 +52,7 @@ struct unit_workspace {
     real *logit, *ce, *p, *dlogit; /* [R, n] by index, for the objective */
     int32_t used;                  /* loops that the current unit runs */
     bool joined;                   /* their activations lie together (backward.h) */
+    real *rest;                    /* gradients that are not of a layer's matrices (backward.h) */
     void *memory;
     size_t memory_size;
 };
@@ -132,10 +133,20 @@ static int open_kv(struct unit_workspace *ws, looplm_error *err) {
     return status;
 }
 
+static size_t rest_size(const struct unit_workspace *ws) {
+    return (size_t)ws->backward.rest_elements * sizeof(real);
+}
+
 static int open_backward(struct unit_workspace *ws, looplm_error *err) {
     const struct backward_weights *weights = ws->options.weights ? ws->options.weights : &ws->own_weights;
     int status = ws->options.weights ? 0 : backward_weights_init(&ws->own_weights, ws->model, err);
-    return status ? status : backward_init(&ws->backward, ws->model, weights, ws->options.positions_max, err);
+    if (!status) status = backward_init(&ws->backward, ws->model, weights, ws->options.positions_max, err);
+    if (status) return status;
+    struct backend *backend = ws->model->backend;
+    ws->rest = backend->alloc(backend, rest_size(ws));
+    return ws->rest ? 0
+                    : error_set(err, LOOPLM_MEMORY, "training: %.1f MiB of gradients could not be had",
+                                (double)rest_size(ws) / 1048576.0);
 }
 
 int unit_open(struct unit_workspace **out, struct model *model, const struct unit_options *options, looplm_error *err) {
@@ -165,6 +176,7 @@ void unit_close(struct unit_workspace *ws) {
         if (ws->kv[i].pool) kv_sequence_free(&ws->kv[i]);
     free(ws->kv);
     if (ws->pool.backend) kv_pool_free(&ws->pool);
+    if (ws->rest) backend->release(backend, ws->rest, rest_size(ws));
     if (ws->backward.model) backward_free(&ws->backward);
     if (ws->own_weights.model) backward_weights_free(&ws->own_weights);
     if (ws->memory) backend->release(backend, ws->memory, ws->memory_size);
@@ -175,7 +187,7 @@ void unit_close(struct unit_workspace *ws) {
 }
 
 size_t unit_memory(const struct unit_workspace *ws) {
-    return ws->memory_size + ws->own_weights.memory_size + ws->backward.memory_size +
+    return ws->memory_size + ws->own_weights.memory_size + ws->backward.memory_size + rest_size(ws) +
            ws->pool.block_size * (size_t)ws->pool.n_blocks;
 }
 
@@ -422,7 +434,8 @@ static void apply_objective(struct unit_workspace *ws, const struct unit_input *
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
-static void record_gate_grad(struct unit_workspace *ws, struct unit_loop *loop, real *dh, real *gradient) {
+static void record_gate_grad(struct unit_workspace *ws, struct unit_loop *loop, real *dh,
+                             const struct gradient_target *target) {
     if (!ws->model->exit_weight) return;
     pass_add(&ws->pass,
              (struct op){.kind = OP_GATE_GRAD,
@@ -430,14 +443,15 @@ static void record_gate_grad(struct unit_workspace *ws, struct unit_loop *loop, 
                                        .weight = ws->model->exit_weight,
                                        .dlogit = loop->dlogit,
                                        .dh = dh,
-                                       .dweight = backward_gradient(&ws->backward, gradient, TENSOR_EXIT_WEIGHT, -1),
-                                       .dbias = backward_gradient(&ws->backward, gradient, TENSOR_EXIT_BIAS, -1),
+                                       .dweight = backward_gradient(&ws->backward, target, TENSOR_EXIT_WEIGHT, -1),
+                                       .dbias = backward_gradient(&ws->backward, target, TENSOR_EXIT_BIAS, -1),
                                        .rows = loop->rows,
                                        .dim = ws->model->config.hidden}});
 }
 
 /* Hands the gradient of loop r's input to the loop before, or to the embedding. */
-static void record_input_grad(struct unit_workspace *ws, const struct unit_input *input, int32_t r, real *gradient) {
+static void record_input_grad(struct unit_workspace *ws, const struct unit_input *input, int32_t r,
+                              const struct gradient_target *target) {
     const struct model_config *c = &ws->model->config;
     const struct unit_loop *loop = &ws->loops[r];
     const real *dx = ws->backward.dx;
@@ -446,7 +460,7 @@ static void record_input_grad(struct unit_workspace *ws, const struct unit_input
                  (struct op){.kind = OP_EMBED_GRAD,
                              .embed_grad = {.ids = input->ids,
                                             .dout = dx,
-                                            .dtable = backward_gradient(&ws->backward, gradient, TENSOR_EMBED, -1),
+                                            .dtable = backward_gradient(&ws->backward, target, TENSOR_EMBED, -1),
                                             .rows = loop->rows,
                                             .dim = c->hidden}});
     } else if (loop->same) {
@@ -463,12 +477,13 @@ static void record_input_grad(struct unit_workspace *ws, const struct unit_input
     }
 }
 
-static void record_backward(struct unit_workspace *ws, const struct unit_input *input, int32_t r, real *gradient) {
+static void record_backward(struct unit_workspace *ws, const struct unit_input *input, int32_t r,
+                            const struct gradient_target *target) {
     struct unit_loop *loop = &ws->loops[r];
     /* The deepest loop's activations are still there. */
     bool again = ws->activations.n_sets == 1;
     if (again && r + 1 < ws->used) record_loop(ws, input, r, &ws->activations.sets[0]);
-    record_gate_grad(ws, loop, loop->dh, gradient);
+    record_gate_grad(ws, loop, loop->dh, target);
     struct backward_loop here = {.buffers = &loop->buffers,
                                  .branches = ws->activations.sets[again ? 0 : r].branches,
                                  .joined = !ws->joined ? 0
@@ -483,48 +498,89 @@ static void record_backward(struct unit_workspace *ws, const struct unit_input *
                                  .dh = loop->dh,
                                  .lent = loop->any_lent ? loop->lent : NULL,
                                  .lends = loop->any_lends ? loop->lends : NULL};
-    backward_record(&ws->pass, &ws->backward, &here, gradient);
-    record_input_grad(ws, input, r, gradient);
+    backward_record(&ws->pass, &ws->backward, &here, target);
+    record_input_grad(ws, input, r, target);
 }
 
-static void backward_all(struct unit_workspace *ws, const struct unit_input *input, real *gradient) {
+static void backward_all(struct unit_workspace *ws, const struct unit_input *input,
+                         const struct gradient_target *target) {
     bool lends = false;
     for (int32_t r = 0; r < ws->used; r++) lends |= ws->loops[r].any_lends;
     if (lends) backward_record_begin(&ws->pass, &ws->backward, input->n);
-    for (int32_t r = ws->used - 1; r >= 0; r--) record_backward(ws, input, r, gradient);
+    for (int32_t r = ws->used - 1; r >= 0; r--) record_backward(ws, input, r, target);
     run_pass(ws);
 }
 
 /* ---- the two calls ---------------------------------------------------------------------------------------------- */
 
-static void run_head(struct unit_workspace *ws, real *gradient) {
+static void run_head(struct unit_workspace *ws, const struct gradient_target *target) {
     for (int32_t r = 0; r < ws->used; r++) {
         struct unit_loop *loop = &ws->loops[r];
-        if (!gradient) {
+        if (!target) {
             head_record(&ws->pass, &ws->head, &loop->head, loop->h);
             continue;
         }
         size_t size = (size_t)loop->rows * (size_t)ws->model->config.hidden * sizeof(real);
         pass_add(&ws->pass, (struct op){.kind = OP_ZERO, .zero = {loop->dh, size}});
-        head_record_gradient(&ws->pass, &ws->head, &loop->head, loop->h, &ws->backward, loop->dh, gradient);
+        head_record_gradient(&ws->pass, &ws->head, &loop->head, loop->h, &ws->backward, loop->dh, target);
     }
+    run_pass(ws);
+}
+
+/* The unit's gradient to the target, rows planned already. */
+static void gradient_to(struct unit_workspace *ws, const struct unit_input *input, const struct objective *objective,
+                        const struct gradient_target *target, struct unit_result *result) {
+    bool stage1 = objective->kind == OBJECTIVE_STAGE1;
+    forward(ws, input, stage1);
+    exit_distribution(ws, input);
+    run_head(ws, stage1 ? target : NULL);
+    collect(ws, input, result);
+    apply_objective(ws, input, objective, true, result);
+    if (stage1) {
+        backward_all(ws, input, target);
+        return;
+    }
+    for (int32_t r = 0; r < ws->used; r++) record_gate_grad(ws, &ws->loops[r], NULL, target);
     run_pass(ws);
 }
 
 void unit_gradient(struct unit_workspace *ws, const struct unit_input *input, const struct objective *objective,
                    real *gradient, struct unit_result *result) {
-    bool stage1 = objective->kind == OBJECTIVE_STAGE1;
+    struct gradient_target target = {.sum = gradient, .mode = DW_ACCUMULATE};
     plan(ws, input);
-    forward(ws, input, stage1);
-    exit_distribution(ws, input);
-    run_head(ws, stage1 ? gradient : NULL);
-    collect(ws, input, result);
-    apply_objective(ws, input, objective, true, result);
-    if (stage1) {
-        backward_all(ws, input, gradient);
+    gradient_to(ws, input, objective, &target, result);
+}
+
+/* Whether every matrix of a layer gets its gradient from one product. */
+static bool single_products(const struct unit_workspace *ws, const struct objective *objective) {
+    return objective->kind == OBJECTIVE_STAGE1 && ws->joined && ws->used * ws->loops[0].rows > 0 &&
+           ws->used * ws->loops[0].rows <= DW_ADD_ROWS;
+}
+
+static void add_elements(struct unit_workspace *ws, real *sum, const real *more) {
+    pass_add(&ws->pass, (struct op){.kind = OP_ADD, .add = {sum, more, sum, ws->backward.table.elements}});
+    run_pass(ws);
+}
+
+void unit_gradient_sum(struct unit_workspace *ws, const struct unit_input *input, const struct objective *objective,
+                       real *own, real *before, struct unit_result *result) {
+    struct gradient_target target = {.sum = own};
+    plan(ws, input);
+    if (single_products(ws, objective)) {
+        target = (struct gradient_target){
+            .sum = before ? before : own, .rest = before ? ws->rest : NULL, .mode = before ? DW_ADD : DW_SET};
+        backward_record_rest_zero(&ws->pass, &ws->backward, &target);
+    } else {
+        size_t size = (size_t)ws->backward.table.elements * sizeof(real);
+        pass_add(&ws->pass, (struct op){.kind = OP_ZERO, .zero = {own, size}});
+    }
+    gradient_to(ws, input, objective, &target, result);
+    if (!before) return;
+    if (target.mode != DW_ADD) {
+        add_elements(ws, before, own);
         return;
     }
-    for (int32_t r = 0; r < ws->used; r++) record_gate_grad(ws, &ws->loops[r], NULL, gradient);
+    backward_record_rest_add(&ws->pass, &ws->backward, &target);
     run_pass(ws);
 }
 

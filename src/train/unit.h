@@ -57,6 +57,11 @@ void unit_pack(struct unit_workspace *ws, const struct params *params);
  * touched. */
 void unit_gradient(struct unit_workspace *ws, const struct unit_input *input, const struct objective *objective,
                    real *gradient, struct unit_result *result);
+/* Writes the unit's gradient to `own`, whatever that holds; or, with `before`, the sum of the unit before (or of
+ * several), adds the gradient to that: own is then scratch that may stay untouched. The bits are those of a gradient
+ * from zero, added in the end. */
+void unit_gradient_sum(struct unit_workspace *ws, const struct unit_input *input, const struct objective *objective,
+                       real *own, real *before, struct unit_result *result);
 /* The forward pass alone: the same numbers, bit for bit. ce_out (may be NULL): [R, n] per token, exit_out likewise. */
 void unit_evaluate(struct unit_workspace *ws, const struct unit_input *input, const struct objective *objective,
                    struct unit_result *result, real *ce_out, real *exit_out);

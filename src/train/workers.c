@@ -211,7 +211,8 @@ static void run_block(struct workers *w, struct crew *c, int64_t first, int64_t 
     for (int64_t i = first; i < last; i++) {
         struct unit_slot *slot = &w->slots[i];
         struct unit_input input = input_of(w, c, slot);
-        unit_gradient(c->unit, &input, w->job.objective, gradient_tree_begin(&c->tree), &slot->result);
+        real *before, *own = gradient_tree_begin_unit(&c->tree, &before);
+        unit_gradient_sum(c->unit, &input, w->job.objective, own, before, &slot->result);
         gradient_tree_push(&c->tree);
     }
 }

@@ -143,6 +143,7 @@ struct dw {
     int rows, n, k;
     int64_t lddy, ldx;
     real *dy, *x, *start;
+    enum dw_mode mode;
 };
 
 static size_t dw_size(const struct dw *d) {
@@ -152,7 +153,7 @@ static size_t dw_size(const struct dw *d) {
 static real *dw_run(const struct dw *d, const char *table, int threads) {
     real *dweight = ops_copy(d->start, dw_size(d));
     struct op op = {.kind = OP_MATMUL_DW,
-                    .matmul_dw = {d->type, d->dy, d->lddy, d->x, d->ldx, dweight, d->rows, d->n, d->k}};
+                    .matmul_dw = {d->type, d->dy, d->lddy, d->x, d->ldx, dweight, d->rows, d->n, d->k, d->mode}};
     ops_run(table, threads, &op, 1);
     return dweight;
 }
@@ -160,7 +161,7 @@ static real *dw_run(const struct dw *d, const char *table, int threads) {
 static void assert_dw(const struct dw *d, const char *table, const real *got) {
     double *want = ops_alloc(dw_size(d) * sizeof *want), *tolerance = ops_alloc(dw_size(d) * sizeof *tolerance);
     for (int i = 0; i < d->n * d->k; i++) {
-        double sum = d->start[i], total = fabs(sum);
+        double sum = d->mode == DW_SET ? 0 : d->start[i], total = fabs(sum);
         for (int b = 0; b < d->rows; b++) {
             real dy = d->dy[b * d->lddy + i / d->k], x = d->x[b * d->ldx + i % d->k];
             double term = d->type == WEIGHT_BF16 ? (double)bf16_round(dy) * bf16_round(x) : (double)dy * x;
@@ -201,7 +202,7 @@ static void test_dw(enum weight_type type) {
     uint64_t seed = 3;
     for (int s = 0; s < COUNT(shapes); s++)
         for (int r = s % THIN(3); r < COUNT(dw_rows); r += THIN(3)) {
-            struct dw d = {.type = type, .rows = dw_rows[r], .n = shapes[s].n, .k = shapes[s].k};
+            struct dw d = {.type = type, .rows = dw_rows[r], .n = shapes[s].n, .k = shapes[s].k, .mode = (s + r) % 3};
             d.lddy = d.n + s % 3;
             d.ldx = d.k + s % 2 * 3;
             d.dy = ops_reals(&seed, (size_t)(d.rows * d.lddy), 1);
@@ -212,6 +213,30 @@ static void test_dw(enum weight_type type) {
             free(d.x);
             free(d.start);
         }
+}
+
+/* More rows than are summed before the gradient is touched, outputs and columns past the blocks of them. */
+static void test_dw_long(void **state) {
+    (void)state;
+    static const struct dw long_ones[] = {{.type = WEIGHT_F32, .rows = 1100, .n = 200, .k = 70, .mode = DW_SET},
+                                          {.type = WEIGHT_F32, .rows = 1024, .n = 30, .k = 840, .mode = DW_ADD},
+                                          {.type = WEIGHT_F32, .rows = 1300, .n = 7, .k = 70},
+                                          {.type = WEIGHT_BF16, .rows = 1100, .n = 530, .k = 70, .mode = DW_SET},
+                                          {.type = WEIGHT_BF16, .rows = 1024, .n = 30, .k = 1500, .mode = DW_ADD},
+                                          {.type = WEIGHT_BF16, .rows = 1300, .n = 20, .k = 70}};
+    uint64_t seed = 7;
+    for (int i = 0; i < COUNT(long_ones); i++) {
+        struct dw d = long_ones[i];
+        d.lddy = d.n;
+        d.ldx = d.k + 1;
+        d.dy = ops_reals(&seed, (size_t)(d.rows * d.lddy), 1);
+        d.x = ops_reals(&seed, (size_t)(d.rows * d.ldx), 1);
+        d.start = ops_reals(&seed, dw_size(&d), 1);
+        check_dw(&d);
+        free(d.dy);
+        free(d.x);
+        free(d.start);
+    }
 }
 
 static void test_dw_f32(void **state) {
@@ -383,10 +408,10 @@ static void test_embed_grad(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_product_f32), cmocka_unit_test(test_product_bf16),    cmocka_unit_test(test_row_alone),
-        cmocka_unit_test(test_dw_f32),      cmocka_unit_test(test_dw_bf16),         cmocka_unit_test(test_dw_in_parts),
-        cmocka_unit_test(test_pack),        cmocka_unit_test(test_pack_transposed), cmocka_unit_test(test_embed),
-        cmocka_unit_test(test_embed_grad),
+        cmocka_unit_test(test_product_f32), cmocka_unit_test(test_product_bf16), cmocka_unit_test(test_row_alone),
+        cmocka_unit_test(test_dw_long),     cmocka_unit_test(test_dw_f32),       cmocka_unit_test(test_dw_bf16),
+        cmocka_unit_test(test_dw_in_parts), cmocka_unit_test(test_pack),         cmocka_unit_test(test_pack_transposed),
+        cmocka_unit_test(test_embed),       cmocka_unit_test(test_embed_grad),
     };
     return cmocka_run_group_tests(tests, NULL, ops_close_all);
 }

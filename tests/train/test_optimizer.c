@@ -165,6 +165,14 @@ static void test_tree(void **state) {
             }
             assert_memory_equal(gradient_tree_finish(&tree), want, sizeof want);
         }
+        /* Callers that add to the unit before themselves. */
+        for (int64_t i = 0; i < n; i++) {
+            real *before, *own = gradient_tree_begin_unit(&tree, &before);
+            unit(i, own);
+            for (int j = 0; before && j < ELEMENTS; j++) before[j] += own[j];
+            gradient_tree_push(&tree);
+        }
+        assert_memory_equal(gradient_tree_finish(&tree), want, sizeof want);
         /* Ranks that own aligned subtrees of 2^level units. */
         for (int level = 1; level < 4 && n >> level; level++) {
             int64_t size = 1 << level, i = 0;

@@ -173,6 +173,47 @@ static void test_joined_loops_change_no_bit(void **state) {
             }
 }
 
+/* The gradient that replaces what is in a buffer, and the one that is added to the unit before, with one product for
+ * all loops of a weight and without. */
+static void test_sum_changes_no_bit(void **state) {
+    (void)state;
+    struct model_config config = variant_config(&variants[0]);
+    struct objective stage1 = tiny_stage1(PRIOR_UNIFORM), stage2 = tiny_stage2();
+    for (int type = WEIGHT_F32; type <= WEIGHT_BF16; type++)
+        for (int i = 0; ops_table(i); i++)
+            for (int kind = 0; kind < 3; kind++) { /* joined; not joined; the gate alone */
+                struct tiny t;
+                struct tiny_text text;
+                struct unit_result result;
+                struct params params;
+                looplm_error err;
+                if (params_alloc(&params, &config, &err)) fail_msg("%s", err.message);
+                tiny_fill(&params, 35);
+                tiny_open_as(&t, (enum weight_type)type, params, ops_table(i), 2, POSITIONS, false);
+                tiny_text(&text, 36, kind == 1 ? 63 : 64, &config, 0, false);
+                const struct objective *objective = kind == 2 ? &stage2 : &stage1;
+                tiny_gradient(&t, &text.input, objective);
+                const size_t n = tiny_size(&t) / sizeof(real);
+                uint64_t seed = 37;
+                real *own = ops_reals(&seed, n, 1), *before = ops_reals(&seed, n, 1), *want = ops_copy(before, n);
+                for (size_t j = 0; j < n; j++) want[j] += t.gradient[j];
+                unit_gradient_sum(t.ws, &text.input, objective, own, NULL, &result);
+                for (int32_t j = 0; j < t.params.table.count; j++) { /* between tensors lies anything */
+                    const struct tensor_spec *spec = &t.params.table.specs[j];
+                    ops_assert_equal(spec->name, ops_table(i), own + spec->offset, t.gradient + spec->offset,
+                                     (size_t)(spec->rows * spec->cols));
+                }
+                unit_gradient_sum(t.ws, &text.input, objective, own, before, &result);
+                for (int32_t j = 0; j < t.params.table.count; j++) {
+                    const struct tensor_spec *spec = &t.params.table.specs[j];
+                    ops_assert_equal(spec->name, ops_table(i), before + spec->offset, want + spec->offset,
+                                     (size_t)(spec->rows * spec->cols));
+                }
+                free(own), free(before), free(want);
+                tiny_close(&t);
+            }
+}
+
 static void test_evaluation_has_the_same_numbers(void **state) {
     (void)state;
     for (size_t v = 0; v < VARIANTS; v++) {
@@ -291,6 +332,7 @@ int main(void) {
         cmocka_unit_test(test_bf16_threads_and_memory_change_no_bit),
         cmocka_unit_test(test_bf16_gradient_is_near),
         cmocka_unit_test(test_joined_loops_change_no_bit),
+        cmocka_unit_test(test_sum_changes_no_bit),
         cmocka_unit_test(test_evaluation_has_the_same_numbers),
         cmocka_unit_test(test_forced_full_depth_is_no_depths),
         cmocka_unit_test(test_forced_one_loop),

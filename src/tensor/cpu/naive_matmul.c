@@ -98,12 +98,12 @@ void naive_matmul_dw(const struct op *o, const struct worker *worker) {
     worker_share(worker, op->n, 1, &begin, &end);
     for (int64_t n = begin; n < end; n++)
         for (int64_t k = 0; k < op->k; k++) {
-            real sum = op->dweight[n * op->k + k];
+            real *dweight = &op->dweight[n * op->k + k], sum = op->mode == DW_ACCUMULATE ? *dweight : 0;
             for (int64_t b = 0; b < op->rows; b++) {
                 real dy = op->dy[b * op->lddy + n], x = op->x[b * op->ldx + k];
                 sum = round ? real_fma(bf16_round(dy), bf16_round(x), sum) : real_fma(dy, x, sum);
             }
-            op->dweight[n * op->k + k] = sum;
+            *dweight = op->mode == DW_ADD ? *dweight + sum : sum;
         }
 }
 
