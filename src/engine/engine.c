@@ -230,6 +230,7 @@ static void run_stack(struct engine *e) {
     e->model->backend->execute(e->model->backend, &e->pass);
     double seconds = seconds_since(e, begin, e->n_rows, false);
     int32_t counted = e->n_rows < ENGINE_ROWS_COUNTED ? e->n_rows : ENGINE_ROWS_COUNTED - 1;
+    e->stack_s = seconds;
     e->counters.pass_s += seconds;
     e->counters.passes++;
     e->counters.passes_of[counted]++;
@@ -244,8 +245,8 @@ static bool row_live(const struct engine *e, int32_t row) {
     return e->rows[row].slot < e->rows[row].sequence->n_slots;
 }
 
-/* Logits, log-sum-exp and maximum of the listed pass rows (at most ENGINE_HEAD_ROWS). */
-static void read_head(struct engine *e, const int32_t *rows, int32_t n) {
+/* Logits, log-sum-exp and maximum of the listed pass rows (at most ENGINE_HEAD_ROWS). Returns the seconds. */
+static double read_head(struct engine *e, const int32_t *rows, int32_t n) {
     const struct model_config *c = &e->model->config;
     pass_clear(&e->pass);
     pass_add(
@@ -266,12 +267,13 @@ static void read_head(struct engine *e, const int32_t *rows, int32_t n) {
     e->counters.heads++;
     e->counters.head_rows += n;
     for (int32_t i = 0; i < n; i++) e->rows[rows[i]].sequence->counters.compute_s += seconds / n;
+    return seconds;
 }
 
 /* What a read costs speculation: choosing ids from it included, which for a small model takes as long. */
-static void head_took(struct engine *e, double begin, int32_t rows) {
-    double seconds = seconds_since(e, begin, rows, true);
-    cost_add(&e->head_cost, rows, seconds);
+static void head_took(struct engine *e, double begin, int32_t rows, double read_s) {
+    double seconds = e->options.pretend ? read_s : clock_seconds() - begin;
+    cost_add(&e->costs.head, rows, 0, seconds);
     e->heads_s += seconds;
 }
 
@@ -390,8 +392,7 @@ static void take_logits(struct engine *e, int32_t row, const real *logits, real 
 /* The head of a group of rows whose rule looks at it. Under conf the same read predicts or proposes; mix predicts from
  * the sum over its loops. */
 static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
-    double begin = clock_seconds();
-    read_head(e, rows, n);
+    double begin = clock_seconds(), read_s = read_head(e, rows, n);
     for (int32_t i = 0; i < n; i++) {
         if (!row_live(e, rows[i])) continue;
         struct sequence *s = e->rows[rows[i]].sequence;
@@ -407,7 +408,7 @@ static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
             take_logits(e, rows[i], logits_of(e, i), e->lse[i]);
         }
     }
-    head_took(e, begin, n);
+    head_took(e, begin, n, read_s);
 }
 
 /* Rows whose rule looks at the head go through it in groups; the others are settled by the gate or the distance alone.
@@ -468,11 +469,16 @@ static void predict_rows(struct engine *e) {
     }
     for (int32_t i = 0; i < n; i += ENGINE_HEAD_ROWS) {
         int32_t group = n - i < ENGINE_HEAD_ROWS ? n - i : ENGINE_HEAD_ROWS;
-        double begin = clock_seconds();
-        read_head(e, e->heads + i, group);
+        double begin = clock_seconds(), read_s = read_head(e, e->heads + i, group);
         for (int32_t j = 0; j < group; j++) take_logits(e, e->heads[i + j], logits_of(e, j), e->lse[j]);
-        head_took(e, begin, group);
+        head_took(e, begin, group, read_s);
     }
+}
+
+static bool runs_prompt(const struct engine *e) {
+    for (int32_t i = 0; i < e->n_sequences; i++)
+        if (e->sequences[i]->n_enter > 0 && sequence_prefills(e->sequences[i])) return true;
+    return false;
 }
 
 static int step(struct engine *e, bool *ran, looplm_error *err) {
@@ -487,6 +493,7 @@ static int step(struct engine *e, bool *ran, looplm_error *err) {
     int status = collect_rows(e, err);
     if (status || e->n_rows == 0) return status;
     *ran = true;
+    bool prompt = runs_prompt(e);
     run_stack(e);
     int64_t heads = e->counters.head_rows, predictions = e->counters.predictions;
     double begin = e->trace ? clock_seconds() : 0;
@@ -497,9 +504,7 @@ static int step(struct engine *e, bool *ran, looplm_error *err) {
                     e->counters.predictions - predictions);
     for (int32_t i = 0; i < e->n_sequences; i++) sequence_sweep(e->sequences[i]);
     /* What is neither stack nor head counts as the pass's: with a small model it is not little. */
-    cost_add(&e->pass_cost, e->n_rows,
-             e->options.pretend ? seconds_since(e, 0, e->n_rows, false) : clock_seconds() - start - e->heads_s);
-    speculate_account(e);
+    speculate_account(e, e->options.pretend ? e->stack_s : clock_seconds() - start - e->heads_s, prompt);
     return 0;
 }
 

@@ -2,6 +2,7 @@
 #ifndef ENGINE_INTERNAL_H
 #define ENGINE_INTERNAL_H
 
+#include "engine/cost.h"
 #include "engine/engine.h"
 #include "engine/trace.h"
 
@@ -32,7 +33,8 @@ struct speculation {
     float accepted[SPECULATE_DEPTHS]; /* running share of the proposals after loop 1, 2, .. that came true */
     int32_t seen[SPECULATE_DEPTHS];   /* proposals that it comes from */
     float loops;                      /* running mean of the loops after which rows predicted */
-    int32_t waited;                   /* rows since the last one that was studied */
+    int32_t lag;    /* loops that a row on its diagonal is behind the one before; 0: no diagonal pays */
+    int32_t waited; /* rows since the last one that was studied */
 };
 
 struct sequence {
@@ -71,13 +73,6 @@ struct pass_row {
     int32_t slot;
 };
 
-/* Seconds that so many rows take: a running mean for each number, since one more row may cost nothing, or a whole tile.
- */
-struct cost_table {
-    double seconds[ENGINE_ROWS_COUNTED], doubt[ENGINE_ROWS_COUNTED]; /* doubt: 1 falling to 0 while untried */
-    int32_t seen[ENGINE_ROWS_COUNTED], last;                         /* the number measured last */
-};
-
 struct engine {
     struct model *model;
     struct engine_options options;
@@ -101,8 +96,8 @@ struct engine {
     int32_t *heads; /* [rows_max] pass rows whose head is read */
     int32_t n_heads;
     real *head_h, *logits, *lse, *max; /* [ENGINE_HEAD_ROWS, D], [.., V], [..], [..] */
-    struct cost_table pass_cost, head_cost;
-    double heads_s; /* of this pass */
+    struct costs costs;
+    double stack_s, heads_s; /* of this pass */
     double spent, used,
         pass_used;       /* running sums of seconds of passes and of rows expected to be used; those of this pass */
     struct trace *trace; /* NULL: none */
@@ -148,8 +143,8 @@ bool speculate_studies(struct sequence *sequence);
 void speculate_fill(struct engine *engine);
 /* The head is to be read after this loop, to propose the next id; `read`: it has been, for another reason. */
 bool speculate_wants(const struct engine *engine, const struct sequence *sequence, const struct slot *slot, bool read);
-/* The pass is over. */
-void speculate_account(struct engine *engine);
+/* The pass is over, and took this time apart from its head reads; prompt: rows of one were in it. */
+void speculate_account(struct engine *engine, double seconds, bool prompt);
 /* A slot may open behind rows that are still on their way. */
 bool speculate_may_open(const struct sequence *sequence);
 /* The row's head says `id` comes next; `exact`: it has left, so it does if the row's own id is certain. */
@@ -157,7 +152,5 @@ void speculate_propose(struct sequence *sequence, struct slot *slot, int32_t id,
 /* The certain next id of the last certain position: the proposal comes true, or what runs behind it is dropped. slot:
  * the row that predicted. */
 void speculate_verify(struct sequence *sequence, const struct slot *slot, int32_t id);
-void cost_add(struct cost_table *table, int32_t n, double seconds);
-double cost_at(const struct cost_table *table, int32_t n);
 
 #endif

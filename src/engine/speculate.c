@@ -9,96 +9,54 @@
  * Proposal and verification pick with the same noise, that of their position, so what comes out is what plain decoding
  * samples, bit for bit. A row whose own id is only proposed may leave; its prediction is held until the id is certain.
  *
- * What pays. The engine knows what passes and heads of so many rows took, and what a used row has cost it of late
- * (`worth`, seconds). A guessed row enters a pass while its chance times `worth` exceeds what it adds to the time of
- * the pass; certain rows have entered before. A head is read to propose when what the rows behind would gain exceeds
- * the read; a deeper loop reads again, and replaces the proposal, when it is right so much more often that it pays. Now
- * and then a row is studied: its head is read after every loop. docs/speculation.md has the sums and the measurements.
+ * What pays. The engine knows what passes and heads of so many rows take (cost.h), and what a used row has cost it of
+ * late (`worth`, seconds). A guessed row enters a pass while its chance times `worth` exceeds what it adds to the time
+ * of the pass; certain rows have entered before. A head is read to propose when what the row behind would gain exceeds
+ * the read, or when a whole diagonal, whose later reads share those of rows that leave, takes less than plain decoding.
+ * A deeper loop reads again, and replaces the proposal, when it is right so much more often that it pays. Now and then
+ * a row is studied: its head is read after every loop. docs/speculation.md has the sums and the measurements.
  */
 #include "engine/engine_internal.h"
 
-#define SEEN_LEAST 2 /* proposals that the first shares count for */
-#define SEEN_MOST 16 /* and the running mean at most */
+#define SEEN_LEAST 1 /* proposals that the first shares count for: hopeful ones, since trying is how to know */
+#define SEEN_MOST 32 /* and the running mean at most */
 #define LOOPS_RATE 0.1f
-#define STUDY_SHARE 0.01 /* of the time of plain decoding, for studying */
-#define STUDY_LEAST 8    /* rows between two that are studied */
-#define STUDY_MOST 64
-#define COST_FIRST                                                                                     \
-    4 /* measurements, of which the least begins a mean: some were made cold. Before, nothing is known \
-       */
-#define COST_RATE 0.0625 /* of a new one; what lies further off the mean than a quarter counts as that */
-#define COST_STEP 0.25
-#define COST_DOUBT                                                                                               \
-    0.002            /* what more rows were found to add shrinks so much with a pass, until they are tried again \
-                      */
-#define COST_REACH 4 /* rows beyond those known that are taken to be free, and so are tried */
+#define STUDY_SHARE 0.005 /* of the time of plain decoding, for studying */
+#define STUDY_LEAST 8     /* rows between two that are studied */
+#define STUDY_MOST 256
 #define WORTH_KEEP 0.9
+#define DIAGONAL_GAIN 0.97 /* a diagonal is tried when a token is to take so much of plain decoding's time at most */
 
 void speculation_begin(struct speculation *p, int32_t loops) {
-    static const float first[SPECULATE_DEPTHS] = {0.6f, 0.75f, 0.85f};
-    *p = (struct speculation){.loops = (float)loops, .waited = INT32_MAX / 2};
+    static const float first[SPECULATE_DEPTHS] = {0.8f, 0.9f, 0.95f};
+    *p = (struct speculation){.loops = (float)loops};
     for (int i = 0; i < SPECULATE_DEPTHS; i++) p->accepted[i] = first[i];
 }
 
-/* ---- costs ------------------------------------------------------------------------------------------------------ */
-
-static bool cost_known(const struct cost_table *c, int32_t n) {
-    return c->seen[n] >= COST_FIRST;
-}
-
-void cost_add(struct cost_table *c, int32_t n, double seconds) {
-    if (n >= ENGINE_ROWS_COUNTED) return;
-    double *mean = &c->seconds[n];
-    if (!cost_known(c, n)) {
-        if (c->seen[n]++ == 0 || seconds < *mean) *mean = seconds;
-    } else {
-        double off = seconds / *mean - 1;
-        off = off > COST_STEP ? COST_STEP : off < -COST_STEP ? -COST_STEP : off;
-        *mean += COST_RATE * off * *mean;
-    }
-    c->last = n;
-    c->doubt[n] = 1;
-    for (int32_t m = n + 1; m <= n + COST_REACH && m < ENGINE_ROWS_COUNTED; m++) c->doubt[m] *= 1 - COST_DOUBT;
-}
-
-/* Of a known number: no more than any larger one was found to take, and what it takes above the last pass, as far as
- * that is believed. */
-static double cost_believed(const struct cost_table *c, int32_t n) {
-    double seconds = c->seconds[n], base = c->seconds[c->last];
-    for (int32_t m = n + 1; m < ENGINE_ROWS_COUNTED; m++)
-        if (cost_known(c, m) && c->seconds[m] < seconds) seconds = c->seconds[m];
-    return n > c->last && seconds > base ? base + c->doubt[n] * (seconds - base) : seconds;
-}
-
-/* Known numbers of rows and straight lines between them. Where nothing is known, anything, and the same for all. */
-double cost_at(const struct cost_table *c, int32_t n) {
-    int32_t low = n < ENGINE_ROWS_COUNTED ? n : ENGINE_ROWS_COUNTED - 1, high = n;
-    while (low > 0 && !cost_known(c, low)) low--;
-    while (high < ENGINE_ROWS_COUNTED && !cost_known(c, high)) high++;
-    if (low == 0 && high >= ENGINE_ROWS_COUNTED) return 1;
-    if (low == 0 || low == high) return cost_believed(c, high);
-    double seconds = cost_believed(c, low);
-    if (high < ENGINE_ROWS_COUNTED) return seconds + (cost_believed(c, high) - seconds) * (n - low) / (high - low);
-    return seconds * (n <= low + COST_REACH ? 1 : (double)n / (low + COST_REACH));
-}
-
-/* Seconds for a row more. */
-static double cost_more(const struct cost_table *c, int32_t n) {
-    double more = cost_at(c, n + 1) - (n > 0 ? cost_at(c, n) : 0);
-    return more > 0 ? more : 0;
-}
+/* ---- what rows are worth ----------------------------------------------------------------------------------------- */
 
 /* What a used row costs: of late, but no more than it would without guesses, to which the engine can always return. Its
  * head is read in either case. */
 static double worth(const struct engine *e, int32_t certain) {
-    double plain = certain > 0 ? cost_at(&e->pass_cost, certain) / certain : 1,
+    double plain = certain > 0 ? cost_at(&e->costs.pass, certain) / certain : 1,
            late = e->used > 0 ? e->spent / e->used : plain;
     return late < plain ? late : plain;
 }
 
-void speculate_account(struct engine *e) {
-    if (e->n_rows > SPECULATE_ROWS_MAX) return;
-    e->spent = WORTH_KEEP * e->spent + cost_at(&e->pass_cost, e->n_rows);
+static double mean_position(const struct engine *e) {
+    double sum = 0;
+    for (int32_t i = 0; i < e->n_runs; i++) {
+        const struct run *run = &e->runs[i];
+        sum += run->count * (run->first + (run->count - 1) / 2.0);
+    }
+    return sum / e->n_rows;
+}
+
+void speculate_account(struct engine *e, double seconds, bool prompt) {
+    const struct cost_table *pass = &e->costs.pass;
+    costs_pass(&e->costs, e->n_rows, mean_position(e), seconds, e->heads_s > 0, prompt);
+    if (prompt || !cost_known(pass, e->n_rows)) return;
+    e->spent = WORTH_KEEP * e->spent + cost_at(pass, e->n_rows);
     e->used = WORTH_KEEP * e->used + e->pass_used;
 }
 
@@ -165,13 +123,13 @@ static bool speculates(const struct sequence *s) {
  * whose sequence runs all it can counts as if the pass were free. */
 static int32_t count_worth(const struct engine *e, const struct guess *guesses, int32_t n, int32_t certain) {
     int32_t rows = certain, best = 0;
-    bool known = cost_known(&e->pass_cost, certain); /* else it is measured first */
-    double used = certain, each = worth(e, certain), most = used * each - cost_at(&e->pass_cost, rows);
+    bool known = cost_known(&e->costs.pass, certain); /* else it is measured first */
+    double used = certain, each = worth(e, certain), most = used * each - cost_at(&e->costs.pass, rows);
     for (int32_t i = 0; i < n; i++) {
         rows += guesses[i].rows;
         if (rows > e->options.rows_max) break;
         used += guesses[i].chance + guesses[i].rows - 1;
-        double value = used * each - cost_at(&e->pass_cost, rows);
+        double value = used * each - cost_at(&e->costs.pass, rows);
         if ((value < most || !known) && guesses[i].sequence->options.speculate != SPECULATE_ALWAYS) continue;
         most = value;
         best = i + 1;
@@ -186,7 +144,7 @@ void speculate_fill(struct engine *e) {
     if (certain > SPECULATE_ROWS_MAX) return;
     for (int32_t i = 0; i < e->n_sequences; i++)
         if (speculates(e->sequences[i])) n = find_guesses(e->sequences[i], guesses, n);
-    n = count_worth(e, guesses, n, certain);
+    if (n > 0) n = count_worth(e, guesses, n, certain);
     for (int32_t i = 0; i < n; i++) {
         guesses[i].sequence->end = guesses[i].position + 1;
         e->pass_used += guesses[i].chance + guesses[i].rows - 1;
@@ -201,7 +159,7 @@ void speculate_fill(struct engine *e) {
 bool speculate_studies(struct sequence *s) {
     const struct engine *e = s->engine;
     if (s->options.speculate == SPECULATE_OFF || s->last == 1) return false;
-    double head = cost_at(&e->head_cost, 1), token = s->last * cost_at(&e->pass_cost, 1) + head,
+    double head = costs_read(&e->costs, 0), token = s->last * cost_at(&e->costs.pass, 1) + head,
            wait = (s->last - 1) * head / (STUDY_SHARE * token);
     wait = wait < STUDY_LEAST ? STUDY_LEAST : wait > STUDY_MOST ? STUDY_MOST : wait;
     if (s->speculation.waited++ < wait * e->n_sequences) return false;
@@ -211,8 +169,47 @@ bool speculate_studies(struct sequence *s) {
 
 /* What the row behind is worth a pass, if its id is right with this chance; it enters none where that is nothing. */
 static double row_gain(const struct engine *e, double right) {
-    double gain = right * worth(e, e->n_certain) - cost_more(&e->pass_cost, e->n_rows);
+    double gain = right * worth(e, e->n_certain) - cost_more(&e->costs.pass, e->n_rows);
     return gain > 0 ? gain : 0;
+}
+
+/* What passes with 1, 2, .. rows of one sequence take more than the others' rows without them. */
+static void own_passes(const struct engine *e, int32_t loops, double *seconds) {
+    int32_t others = e->n_certain - 1;
+    double one = cost_at(&e->costs.pass, others + 1), without = one * others / (others + 1);
+    seconds[1] = one - without;
+    for (int32_t n = 2; n <= loops; n++) seconds[n] = cost_at(&e->costs.pass, others + n) - without;
+}
+
+/* Seconds of a token on a diagonal whose rows are `lag` loops apart, with proposals right with this chance. A right one
+ * takes `lag` passes, of `loops` rows in all. After a wrong one a new diagonal begins: its first loops - lag passes
+ * bring no token, and it reads the head for itself wherever no row leaves. */
+static double diagonal(const double *pass, int32_t loops, int32_t lag, double right, double read, double shared) {
+    int32_t rows = loops / lag, more = loops % lag; /* so many of the `lag` passes have a row more */
+    double token = (lag - more) * pass[rows] + (more ? more * pass[rows + 1] + read : shared),
+           again = (loops - 1) / lag * read;
+    for (int32_t i = 0; i < loops - lag; i++) again += pass[1 + i / lag];
+    return token + (1 - right) * again;
+}
+
+/* After a token: the lag that makes the next ones soonest, 0 for plain decoding. */
+static void choose_lag(struct sequence *s) {
+    const struct engine *e = s->engine;
+    struct speculation *p = &s->speculation;
+    int32_t loops = (int32_t)(p->loops + 0.5f), leaving = (e->n_certain - 1) / loops;
+    p->lag = 0;
+    if (e->n_certain > SPECULATE_ROWS_MAX || !cost_known(&e->costs.pass, e->n_certain)) return;
+    double pass[MODEL_LOOPS_MAX + 1], read = costs_read(&e->costs, leaving),
+                                      shared = costs_read(&e->costs, leaving + 1);
+    if (s->options.rule.kind == EXIT_CONF) read = shared = 0; /* the rule reads it */
+    own_passes(e, loops, pass);
+    double least = DIAGONAL_GAIN * loops * pass[1];
+    for (int32_t lag = 1; lag <= SPECULATE_DEPTHS && lag < loops; lag++) {
+        double seconds = diagonal(pass, loops, lag, (double)p->accepted[lag - 1], read, shared);
+        if (seconds >= least) continue;
+        least = seconds;
+        p->lag = lag;
+    }
 }
 
 /* What a proposal now would gain, beyond the one that there is, exceeds the read of the head. */
@@ -221,8 +218,9 @@ static bool pays(const struct engine *e, const struct sequence *s, const struct 
     double left = (double)p->loops - slot->done, own = chance(s, slot->position);
     double gain = row_gain(e, own * (double)p->accepted[slot->done - 1]);
     int32_t before = slot->position + 1 < all_ids(s) ? proposed_after(slot) : 0;
+    if (!before && slot->done == p->lag && gain > 0) return true;
     if (before) gain -= row_gain(e, own * (double)p->accepted[before - 1]);
-    return gain * (left > 1 ? left : 1) > (read ? 0 : cost_more(&e->head_cost, e->n_heads));
+    return gain * (left > 1 ? left : 1) > (read ? 0 : costs_read(&e->costs, e->n_heads));
 }
 
 bool speculate_wants(const struct engine *e, const struct sequence *s, const struct slot *slot, bool read) {
@@ -231,7 +229,7 @@ bool speculate_wants(const struct engine *e, const struct sequence *s, const str
     if (slot->done > SPECULATE_DEPTHS || slot->done >= s->last || slot->position + 1 >= s->options.capacity)
         return false;
     if (s->options.speculate == SPECULATE_ALWAYS) return true;
-    if (e->n_rows > SPECULATE_ROWS_MAX) return false;
+    if (e->n_rows > SPECULATE_ROWS_MAX || !cost_known(&e->costs.pass, e->n_certain)) return false;
     return slot->studied || pays(e, s, slot, read);
 }
 
@@ -286,7 +284,10 @@ static void learn(struct sequence *s, const struct slot *slot, int32_t id) {
 }
 
 void speculate_verify(struct sequence *s, const struct slot *slot, int32_t id) {
-    if (s->options.speculate != SPECULATE_OFF) learn(s, slot, id);
+    if (s->options.speculate != SPECULATE_OFF) {
+        learn(s, slot, id);
+        choose_lag(s);
+    }
     if (s->n_proposed > 0 && s->ids[s->n_ids] == id) {
         s->n_proposed--;
     } else {
