@@ -135,7 +135,7 @@ typedef struct looplm_stats {
     int64_t heads, head_rows;            /* reads of the head */
     int64_t proposals[3], accepted[3];   /* speculation, by the loop after which was proposed */
     int64_t dropped_rows;                /* rows run for a proposal that was wrong */
-    double pass_s, head_s, scheduling_s; /* in the stack, in the head, in all else */
+    double pass_s, head_s, scheduling_s; /* in the stack, in the head, in all else (copying planes too) */
 } looplm_stats;
 void looplm_session_stats(const looplm_session *session, looplm_stats *stats);
 /* Ids so far; the pointer is valid until the session changes. */
