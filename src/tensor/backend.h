@@ -268,7 +268,7 @@ struct op_embed_grad {
 };
 
 /* With n = x * rstd: dx (+)= rstd * (weight * dy - n * mean(weight * dy * n)); dweight[d] += sum_b dy[b, d] n[b, d]
- * (dweight may be NULL). */
+ * (dweight may be NULL). dx may be NULL too; without dweight it may be x. */
 struct op_rmsnorm_grad {
     const real *x, *weight, *rstd, *dy;
     real *dx, *dweight;
@@ -283,7 +283,8 @@ enum dw_mode { DW_ACCUMULATE, DW_SET, DW_ADD };
 
 /* dweight[n, k] += sum_b dy[b, n] x[b, k]; row-major [n, k]. (dx is op_matmul with the transposed packing.) bf16: dy
  * and x are rounded to bf16 first; instructions that add a pair of products take rows 2i and 2i+1 together, the last
- * row of an odd number with a row of zeros. */
+ * row of an odd number with a row of zeros. With rstd [rows] and norm [k], not NULL, x is what rmsnorm makes of it: (x
+ * rstd[b]) norm[k], which then need not be kept. */
 struct op_matmul_dw {
     enum weight_type type; /* f32 or bf16, as the weights of the products */
     const real *dy;
@@ -293,6 +294,7 @@ struct op_matmul_dw {
     real *dweight;
     int32_t rows, n, k;
     enum dw_mode mode;
+    const real *rstd, *norm;
 };
 
 /* KV in f32 or bf16. For one sequence at one loop (all runs share its block table; every row of its pass is here):

@@ -2,7 +2,8 @@
  *
  * Invariant: every buffer of a layer is one allocation for all sets, so that the rows of loops that have as many can
  * lie together: the gradient of a weight then takes one product over all of them (backward.h), deepest loop first,
- * which is the order of the sums.
+ * which is the order of the sums. A normed input is not kept: the product reads it at once, and the gradient of the
+ * weight norms the rows again. Only the first layer's is, since its rows are the loop before's and lie elsewhere.
  */
 #include "train/activations.h"
 
@@ -15,13 +16,13 @@ struct buffer_entry {
     int64_t width; /* reals a row */
 };
 
-/* Every buffer of a layer; a width of 0: this family has none. */
-static int list_buffers(struct layer_buffers *b, struct backward_branches *branches, const struct model_config *c,
+/* Every buffer of a layer; a width of 0: it has none. */
+static int list_buffers(struct layer_buffers *b, const struct model_config *c, int32_t layer,
                         struct buffer_entry out[LAYER_BUFFERS_MAX]) {
     int64_t heads = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     const struct buffer_entry table[] = {
         {&b->x, c->hidden},
-        {&b->n1, c->hidden},
+        {&b->n1, layer ? 0 : c->hidden},
         {&b->r1, 1},
         {&b->qkv, heads + 2 * kv},
         {&b->qk_rstd, c->qk_norm ? c->heads + c->kv_heads : 0},
@@ -31,14 +32,11 @@ static int list_buffers(struct layer_buffers *b, struct backward_branches *branc
         {&b->o, c->hidden},
         {&b->r2, 1},
         {&b->x2, c->hidden},
-        {&b->n2, c->hidden},
         {&b->r3, 1},
         {&b->gate_up, 2 * (int64_t)c->ffn},
         {&b->act, c->ffn},
         {&b->down, c->hidden},
         {&b->r4, 1},
-        {&branches->attention, c->branch_norms ? c->hidden : 0},
-        {&branches->mlp, c->branch_norms ? c->hidden : 0},
     };
     _Static_assert(sizeof table / sizeof *table <= LAYER_BUFFERS_MAX, "list of buffers");
     int n = (int)(sizeof table / sizeof *table);
@@ -52,13 +50,11 @@ int activations_init(struct activation_store *store, const struct model *model, 
     *store = (struct activation_store){.model = model, .n_sets = n_sets, .positions_max = positions_max};
     store->sets = calloc((size_t)n_sets, sizeof *store->sets);
     store->first = calloc(layers, sizeof *store->first);
-    store->first_branches = calloc(layers, sizeof *store->first_branches);
-    bool ok = store->sets && store->first && store->first_branches;
+    bool ok = store->sets && store->first;
     for (int32_t i = 0; ok && i < n_sets; i++) {
         struct activations *a = &store->sets[i];
         a->layers = calloc(layers, sizeof *a->layers);
-        a->branches = calloc(layers, sizeof *a->branches);
-        ok = a->layers && a->branches;
+        ok = a->layers;
     }
     if (ok) return 0;
     activations_free(store);
@@ -66,13 +62,9 @@ int activations_init(struct activation_store *store, const struct model *model, 
 }
 
 void activations_free(struct activation_store *store) {
-    for (int32_t i = 0; store->sets && i < store->n_sets; i++) {
-        free(store->sets[i].layers);
-        free(store->sets[i].branches);
-    }
+    for (int32_t i = 0; store->sets && i < store->n_sets; i++) free(store->sets[i].layers);
     free(store->sets);
     free(store->first);
-    free(store->first_branches);
     *store = (struct activation_store){0};
 }
 
@@ -81,11 +73,12 @@ void activations_bind(struct activation_store *store, struct carve *carve) {
     int64_t n = store->positions_max;
     struct buffer_entry entries[LAYER_BUFFERS_MAX];
     for (int32_t l = 0; l < c->layers; l++) {
-        int count = list_buffers(&store->first[l], &store->first_branches[l], c, entries);
+        int count = list_buffers(&store->first[l], c, l, entries);
         for (int i = 0; i < count; i++)
             *entries[i].buffer =
                 entries[i].width ? carve_take(carve, n * store->n_sets * entries[i].width, sizeof(real)) : NULL;
     }
+    store->normed = carve_take(carve, n * c->hidden, sizeof(real));
     for (int32_t i = 0; i < store->n_sets; i++) {
         struct activations *a = &store->sets[i];
         a->rope = carve_take(carve, n * c->head_dim, sizeof(real));
@@ -97,10 +90,12 @@ void activations_bind(struct activation_store *store, struct carve *carve) {
 static void place_layer(struct activation_store *store, struct activations *a, int32_t l, int64_t row) {
     const struct model_config *c = &store->model->config;
     struct buffer_entry from[LAYER_BUFFERS_MAX], to[LAYER_BUFFERS_MAX];
-    int n = list_buffers(&store->first[l], &store->first_branches[l], c, from);
-    list_buffers(&a->layers[l], &a->branches[l], c, to);
+    int n = list_buffers(&store->first[l], c, l, from);
+    list_buffers(&a->layers[l], c, l, to);
     for (int i = 0; i < n; i++) *to[i].buffer = *from[i].buffer ? *from[i].buffer + row * from[i].width : NULL;
     a->layers[l].ldq = (int64_t)c->heads * c->head_dim;
+    a->layers[l].n2 = store->normed;
+    if (l) a->layers[l].n1 = store->normed;
 }
 
 void activations_place(struct activation_store *store, int32_t used, int32_t stride) {

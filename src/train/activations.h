@@ -7,8 +7,7 @@
 
 /* The activations of one loop. */
 struct activations {
-    struct layer_buffers *layers;       /* [L] */
-    struct backward_branches *branches; /* [L] */
+    struct layer_buffers *layers; /* [L] */
     real *rope, *x_last, *norm_rstd;
     real *input; /* [n, D] of loop 0, or gathered */
 };
@@ -18,9 +17,9 @@ struct activations {
 struct activation_store {
     const struct model *model; /* borrowed */
     int32_t n_sets, positions_max;
-    struct activations *sets;                 /* [n_sets] */
-    struct layer_buffers *first;              /* [L] */
-    struct backward_branches *first_branches; /* [L] */
+    struct activations *sets;    /* [n_sets] */
+    real *normed;                /* [n, D] a normed input, until its product has read it */
+    struct layer_buffers *first; /* [L] */
 };
 
 int activations_init(struct activation_store *store, const struct model *model, int32_t n_sets, int32_t positions_max,

@@ -188,26 +188,34 @@ static real *gradient_of(const struct recorder *r, enum tensor_role role) {
     return backward_gradient(r->b, r->target, role, r->layer);
 }
 
+/* The input of a product: x, or x normed (op_matmul_dw). */
+struct product_input {
+    const real *x, *rstd, *norm;
+};
+
 /* dx = dy W, and dW += dy^T x, for all loops that are joined here; weight is the transposed packing [inputs, outputs].
  */
-static void add_product_grad(const struct recorder *r, const struct weight *weight, const real *dy, const real *x,
-                             real *dx, real *dweight) {
+static void add_product_grad(const struct recorder *r, const struct weight *weight, const real *dy,
+                             struct product_input x, real *dx, real *dweight) {
     int32_t inputs = weight->n, outputs = weight->k, rows = r->loop->rows, joined = r->loop->joined;
     pass_add(r->pass,
              (struct op){.kind = OP_MATMUL,
                          .matmul = {.x = dy, .ldx = outputs, .weight = weight, .y = dx, .ldy = inputs, .rows = rows}});
     if (joined < 0) return;
+    const int64_t before = (int64_t)joined * rows;
     pass_add(r->pass, (struct op){.kind = OP_MATMUL_DW,
                                   .matmul_dw = {.type = weight->type,
-                                                .dy = dy - (int64_t)joined * rows * outputs,
+                                                .dy = dy - before * outputs,
                                                 .lddy = outputs,
-                                                .x = x - (int64_t)joined * rows * inputs,
+                                                .x = x.x - before * inputs,
                                                 .ldx = inputs,
                                                 .dweight = dweight,
                                                 .rows = (joined + 1) * rows,
                                                 .n = outputs,
                                                 .k = inputs,
-                                                .mode = r->target->mode}});
+                                                .mode = r->target->mode,
+                                                .rstd = x.rstd ? x.rstd - before : NULL,
+                                                .norm = x.norm}});
 }
 
 static void add_norm_grad(const struct recorder *r, const real *x, const real *weight, const real *rstd, const real *dy,
@@ -224,12 +232,13 @@ static void add_norm_grad(const struct recorder *r, const real *x, const real *w
                                                    .accumulate = accumulate}});
 }
 
-/* The gradient by a branch before its norm, in `out`; dx itself in a family without branch norms. */
-static const real *add_branch_grad(const struct recorder *r, const real *branch, const real *weight, const real *rstd,
-                                   enum tensor_role role, real *out) {
+/* The gradient by a branch before its norm, in its place; dx itself in a family without branch norms. */
+static const real *add_branch_grad(const struct recorder *r, real *branch, const real *weight, const real *rstd,
+                                   enum tensor_role role) {
     if (!weight) return r->b->dx;
-    add_norm_grad(r, branch, weight, rstd, r->b->dx, out, gradient_of(r, role), false);
-    return out;
+    add_norm_grad(r, branch, weight, rstd, r->b->dx, NULL, gradient_of(r, role), false);
+    add_norm_grad(r, branch, weight, rstd, r->b->dx, branch, NULL, false);
+    return branch;
 }
 
 /* y[p] += mask[p] x[p] over positions. */
@@ -326,20 +335,21 @@ static void add_block_grad(const struct recorder *r) {
     const struct layer *layer = &b->model->layers[r->layer];
     const struct backward_layer *w = &b->weights->layers[r->layer];
     const struct layer_buffers *f = &r->loop->buffers->layers[r->layer];
-    const struct backward_branches *branches = &r->loop->branches[r->layer];
     int32_t n = r->loop->rows;
 
-    const real *dbranch = add_branch_grad(r, f->down, layer->post_norm_2, f->r4, TENSOR_POST_NORM_2, branches->mlp);
-    add_product_grad(r, &w->down, dbranch, f->act, b->dact, gradient_of(r, TENSOR_DOWN));
+    const real *dbranch = add_branch_grad(r, f->down, layer->post_norm_2, f->r4, TENSOR_POST_NORM_2);
+    add_product_grad(r, &w->down, dbranch, (struct product_input){.x = f->act}, b->dact, gradient_of(r, TENSOR_DOWN));
     pass_add(r->pass, (struct op){.kind = OP_SILU_MUL_GRAD,
                                   .silu_mul_grad = {f->gate_up, b->dact, f->gate_up, n, b->model->config.ffn}});
-    add_product_grad(r, &w->gate_up, f->gate_up, f->n2, b->dnormed, gradient_of(r, TENSOR_GATE));
+    add_product_grad(r, &w->gate_up, f->gate_up, (struct product_input){f->x2, f->r3, layer->post_norm}, b->dnormed,
+                     gradient_of(r, TENSOR_GATE));
     add_norm_grad(r, f->x2, layer->post_norm, f->r3, b->dnormed, b->dx, gradient_of(r, TENSOR_POST_NORM), true);
 
-    dbranch = add_branch_grad(r, f->o, layer->input_norm_2, f->r2, TENSOR_INPUT_NORM_2, branches->attention);
-    add_product_grad(r, &w->o, dbranch, f->att, b->datt, gradient_of(r, TENSOR_O));
+    dbranch = add_branch_grad(r, f->o, layer->input_norm_2, f->r2, TENSOR_INPUT_NORM_2);
+    add_product_grad(r, &w->o, dbranch, (struct product_input){.x = f->att}, b->datt, gradient_of(r, TENSOR_O));
     add_attention_grad(r, f);
-    add_product_grad(r, &w->qkv, dqkv_of(r, f), f->n1, b->dnormed, gradient_of(r, TENSOR_Q));
+    const struct product_input first = {.x = f->n1}, normed = {f->x, f->r1, layer->input_norm};
+    add_product_grad(r, &w->qkv, dqkv_of(r, f), r->layer ? normed : first, b->dnormed, gradient_of(r, TENSOR_Q));
     add_norm_grad(r, f->x, layer->input_norm, f->r1, b->dnormed, b->dx, gradient_of(r, TENSOR_INPUT_NORM), true);
 }
 

@@ -66,15 +66,11 @@ struct backward_document {
     int32_t start, positions, first_run, n_runs;
 };
 
-/* The gradients by a layer's branches before their norms, [B, D] each; NULL in a family without branch norms. */
-struct backward_branches {
-    real *attention, *mlp;
-};
-
 /* One loop over the unit's documents, as forward left it. S is the sum of their positions. */
 struct backward_loop {
-    const struct loop_buffers *buffers;       /* one per layer; qkv and gate_up become their gradients */
-    const struct backward_branches *branches; /* [L] */
+    /* One per layer; qkv, gate_up, and o and down where they are normed, become their gradients. Of normed inputs (n1,
+     * n2) the first layer's n1 is read. */
+    const struct loop_buffers *buffers;
     struct kv_geometry kv;
     const struct run *runs;
     const struct backward_document *documents;
@@ -89,7 +85,7 @@ struct backward_loop {
      */
     int32_t joined;
 };
-/* Whether loops of so many rows may be joined: nobody but the branch buffers' owner overwrites the gradients that the
+/* Whether loops of so many rows may be joined: nobody overwrites the gradients that the
  * product needs, and the rows of a loop fill the groups that matrix instructions take at once, so that no bit changes.
  */
 bool backward_can_join(const struct model *model, int32_t rows);

@@ -197,7 +197,7 @@ void gradient_tree_push_level(struct gradient_tree *tree, int32_t level) {
     tree->level[buffer] = level;
 }
 
-static int32_t finish(struct gradient_tree *tree) {
+real *gradient_tree_finish(struct gradient_tree *tree) {
     CHECK_LT(0, tree->count);
     int32_t sum = -1;
     for (int32_t level = 0; level <= GRADIENT_LEVELS_MAX; level++) {
@@ -207,16 +207,15 @@ static int32_t finish(struct gradient_tree *tree) {
         sum = buffer;
     }
     tree->count = 0;
-    return sum;
+    return tree->buffers[sum];
 }
 
-real *gradient_tree_finish(struct gradient_tree *tree) {
-    return tree->buffers[finish(tree)];
-}
-
-real *gradient_tree_take(struct gradient_tree *tree, real *instead) {
-    int32_t sum = finish(tree);
-    real *taken = tree->buffers[sum];
-    tree->buffers[sum] = instead;
-    return taken;
+void gradient_tree_exchange(struct gradient_tree *tree, const real *taken, real *given) {
+    CHECK_EQ(tree->count, 0);
+    for (int32_t i = 0; i < tree->n_buffers; i++)
+        if (tree->buffers[i] == taken) {
+            tree->buffers[i] = given;
+            return;
+        }
+    CHECK_EQ(taken == NULL, true); /* not one of them */
 }

@@ -62,7 +62,7 @@ void gradient_tree_push_level(struct gradient_tree *tree, int32_t level);
 /* The sum of all that were pushed, valid until the next begin, which starts a new tree. At least one unit must have
  * been pushed. */
 real *gradient_tree_finish(struct gradient_tree *tree);
-/* The same, but the caller keeps the buffer with the sum, for good, and gives another of `elements` reals for it. */
-real *gradient_tree_take(struct gradient_tree *tree, real *instead);
+/* Between trees: the caller takes one of the tree's buffers, for good, and gives another of `elements` reals for it. */
+void gradient_tree_exchange(struct gradient_tree *tree, const real *taken, real *given);
 
 #endif

@@ -485,7 +485,6 @@ static void record_backward(struct unit_workspace *ws, const struct unit_input *
     if (again && r + 1 < ws->used) record_loop(ws, input, r, &ws->activations.sets[0]);
     record_gate_grad(ws, loop, loop->dh, target);
     struct backward_loop here = {.buffers = &loop->buffers,
-                                 .branches = ws->activations.sets[again ? 0 : r].branches,
                                  .joined = !ws->joined ? 0
                                            : r         ? -1
                                                        : ws->used - 1,

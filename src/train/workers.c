@@ -1,9 +1,12 @@
 /* Owns the division of a step's units among threads. What a unit computes is unit.c's.
  *
- * A step's units are cut into blocks of 2^level consecutive ones; worker w takes blocks w, w + W, ... A block is an
- * aligned subtree of the gradient tree; the sums of the blocks are its upper part, which is added in place, neighbours
- * first. The last block may have fewer units: what its own tree gives then is what the one tree would have made of
- * them.
+ * A step's units are cut into blocks of 2^level consecutive ones. In a round each worker takes a block; their sums are
+ * then added in order, like the digits of a binary counter (held), so that few gradients are alive at once. A block is
+ * an aligned subtree of the gradient tree, and the counter is the tree's upper part. The last block may have fewer
+ * units: what its own tree gives then is what the one tree would have made of them.
+ *
+ * A sum lies where its worker made it until the next round, which needs the room: then it moves to a spare buffer's
+ * place, by an exchange.
  *
  * Invariants: while the team runs, a worker writes its own workspace, its own blocks' sums and its own slots' results
  * alone; the model's packed weights are only read.
@@ -18,6 +21,9 @@
 #include <string.h>
 
 #define BLOCK_WASTE_MAX 1.15 /* the longest worker may have so much more than its even share */
+/* From here on (64 MiB) gradients are so large that blocks have two units at most, lest their own trees take too much
+ * memory; below, they are as large as can be, since workers wait for each other after each. */
+#define LARGE_GRADIENT ((int64_t)16 << 20)
 
 struct crew {
     struct model view; /* the model on this worker's own backend; borrows everything else */
@@ -27,10 +33,16 @@ struct crew {
     uint8_t *depths;           /* [positions_max] */
 };
 
+/* The sum of some blocks; the crew in whose tree it lies, or -1 for a spare buffer. */
+struct held {
+    real *sum; /* NULL: none */
+    int owner;
+};
+
 /* What the team does in one run. */
 struct job {
     enum { JOB_GRADIENT, JOB_EVALUATE } kind;
-    int64_t n;
+    int64_t n, block; /* units; the first worker's block */
     int32_t loops;
     const struct objective *objective;
 };
@@ -40,10 +52,11 @@ struct workers {
     struct backward_weights weights;
     struct team *team;
     int count, level;
-    struct crew *crews; /* [count] */
-    real **sums;        /* [blocks] of the step: borrowed from `spares` or from a crew's tree */
-    real **spares;      /* [n_spares] one for every block but the last of each worker */
-    int64_t blocks, n_spares, batch, elements;
+    struct crew *crews;                        /* [count] */
+    struct held held[GRADIENT_LEVELS_MAX + 1]; /* sums of 2^i blocks */
+    real *spares[GRADIENT_LEVELS_MAX + 1];     /* [n_spares] of which free_spares are free, the first ones */
+    int32_t n_spares, free_spares;
+    int64_t batch, elements;
     struct pass pass;
     int32_t positions_max;
     struct unit_slot *slots; /* [batch] */
@@ -58,9 +71,9 @@ static int64_t blocks_at(int64_t batch, int level) {
 }
 
 /* The largest blocks that still divide the batch evenly enough. */
-static int choose_level(int64_t batch, int workers) {
+static int choose_level(int64_t batch, int workers, int64_t elements) {
     int level = 0;
-    for (int next = 1; (int64_t)1 << next <= batch; next++) {
+    for (int next = 1; (int64_t)1 << next <= batch && (next == 1 || elements < LARGE_GRADIENT); next++) {
         int64_t rounds = (blocks_at(batch, next) + workers - 1) / workers;
         if ((double)(rounds << next) * workers <= BLOCK_WASTE_MAX * (double)batch) level = next;
     }
@@ -110,19 +123,28 @@ static int open_slots(struct workers *w, looplm_error *err) {
     return 0;
 }
 
-static int open_blocks(struct workers *w, looplm_error *err) {
+/* Sums that are held between rounds: the ones among the digits of the number of blocks so far. */
+static int32_t spares_needed(int64_t blocks, int workers) {
+    int32_t most = 0;
+    for (int64_t done = workers; done < blocks; done += workers) {
+        const int32_t ones = __builtin_popcountll((unsigned long long)done);
+        if (ones > most) most = ones;
+    }
+    return most;
+}
+
+static int open_spares(struct workers *w, looplm_error *err) {
     struct backend *backend = w->model->backend;
     if (w->count == 1) return 0;
-    w->blocks = blocks_at(w->batch, w->level);
-    w->sums = calloc((size_t)w->blocks, sizeof *w->sums);
-    w->spares = calloc((size_t)w->blocks, sizeof *w->spares);
-    bool ok = w->sums && w->spares;
-    while (ok && w->n_spares + w->count < w->blocks)
-        ok = (w->spares[w->n_spares++] = backend->alloc(backend, (size_t)w->elements * sizeof(real))) != NULL;
-    return ok ? 0
-              : error_set(err, LOOPLM_MEMORY,
-                          "training: no memory for the gradients of %lld blocks; use train.workers 1",
-                          (long long)w->blocks);
+    const int32_t wanted = spares_needed(blocks_at(w->batch, w->level), w->count);
+    for (; w->n_spares < wanted; w->n_spares++) {
+        w->spares[w->n_spares] = backend->alloc(backend, (size_t)w->elements * sizeof(real));
+        if (!w->spares[w->n_spares])
+            return error_set(err, LOOPLM_MEMORY,
+                             "training: no memory for %d gradients; use train.workers 1 or a smaller batch", wanted);
+    }
+    w->free_spares = w->n_spares;
+    return 0;
 }
 
 int workers_open(struct workers **out, struct model *model, const struct params *params,
@@ -134,13 +156,13 @@ int workers_open(struct workers **out, struct model *model, const struct params 
                           .batch = options->batch,
                           .elements = params->table.elements,
                           .positions_max = options->unit.positions_max};
-    w->level = choose_level(w->batch, w->count);
+    w->level = choose_level(w->batch, w->count, w->elements);
     w->crews = calloc((size_t)w->count, sizeof *w->crews);
     int status = w->crews ? backward_weights_init(&w->weights, model, err)
                           : error_set(err, LOOPLM_MEMORY, "training: the workers could not be had");
     for (int i = 0; i < w->count && !status; i++) status = open_crew(w, &w->crews[i], options, err);
     if (!status) status = open_slots(w, err);
-    if (!status) status = open_blocks(w, err);
+    if (!status) status = open_spares(w, err);
     if (!status) status = team_open(&w->team, w->count, err);
     if (status) {
         workers_close(w);
@@ -149,6 +171,16 @@ int workers_open(struct workers **out, struct model *model, const struct params 
     workers_pack(w, params);
     *out = w;
     return 0;
+}
+
+/* A sum that is no longer needed. */
+static void release(struct workers *w, struct held *held) {
+    if (held->sum && held->owner < 0) w->spares[w->free_spares++] = held->sum;
+    held->sum = NULL;
+}
+
+static void release_held(struct workers *w) {
+    for (int i = 0; i <= GRADIENT_LEVELS_MAX; i++) release(w, &w->held[i]);
 }
 
 void workers_close(struct workers *w) {
@@ -162,12 +194,10 @@ void workers_close(struct workers *w) {
         free(c->depths);
     }
     if (w->weights.model) backward_weights_free(&w->weights);
-    for (int64_t i = 0; i < w->n_spares; i++)
-        if (w->spares[i])
-            w->model->backend->release(w->model->backend, w->spares[i], (size_t)w->elements * sizeof(real));
+    release_held(w);
+    for (int32_t i = 0; i < w->n_spares; i++)
+        w->model->backend->release(w->model->backend, w->spares[i], (size_t)w->elements * sizeof(real));
     pass_free(&w->pass);
-    free(w->sums);
-    free(w->spares);
     free(w->crews);
     free(w->slots);
     free(w->ids);
@@ -218,16 +248,10 @@ static void run_block(struct workers *w, struct crew *c, int64_t first, int64_t 
 }
 
 static void run_blocks(struct workers *w, struct crew *c, int worker) {
-    int64_t size = (int64_t)1 << w->level;
+    const int64_t size = (int64_t)1 << w->level, first = (w->job.block + worker) * size;
+    if (first >= w->job.n) return;
     memset(c->depths, w->job.loops, (size_t)w->positions_max);
-    for (int64_t block = worker; block * size < w->job.n; block += w->count) {
-        int64_t last = (block + 1) * size < w->job.n ? (block + 1) * size : w->job.n;
-        run_block(w, c, block * size, last);
-        /* The sum of the worker's last block may stay where it is until the next step. */
-        bool more = (block + w->count) * size < w->job.n;
-        w->sums[block] = more ? gradient_tree_take(&c->tree, w->spares[block]) : gradient_tree_finish(&c->tree);
-        if (more) w->spares[block] = w->sums[block];
-    }
+    run_block(w, c, first, first + size < w->job.n ? first + size : w->job.n);
 }
 
 static void run_evaluations(struct workers *w, struct crew *c, int worker) {
@@ -256,6 +280,49 @@ void workers_pack(struct workers *w, const struct params *params) {
     backward_weights_pack(&w->weights, params);
 }
 
+/* earlier += later. */
+static void add(struct workers *w, struct held *earlier, struct held *later) {
+    real *sum = earlier->sum;
+    pass_add(&w->pass, (struct op){.kind = OP_ADD, .add = {sum, later->sum, sum, w->elements}});
+    w->model->backend->execute(w->model->backend, &w->pass);
+    pass_clear(&w->pass);
+    release(w, later);
+}
+
+/* Counts one more block. */
+static void hold(struct workers *w, struct held sum) {
+    int i = 0;
+    for (; w->held[i].sum; i++) {
+        add(w, &w->held[i], &sum);
+        sum = w->held[i];
+        w->held[i].sum = NULL;
+    }
+    w->held[i] = sum;
+}
+
+/* Before the crews work again. */
+static void move_to_spares(struct workers *w) {
+    for (int i = 0; i <= GRADIENT_LEVELS_MAX; i++) {
+        struct held *held = &w->held[i];
+        if (!held->sum || held->owner < 0) continue;
+        CHECK_LT(0, w->free_spares);
+        gradient_tree_exchange(&w->crews[held->owner].tree, held->sum, w->spares[--w->free_spares]);
+        held->owner = -1;
+    }
+}
+
+/* The sum of all blocks: the lower digits are later ones. */
+static const real *held_sum(struct workers *w) {
+    int last = -1;
+    for (int i = 0; i <= GRADIENT_LEVELS_MAX; i++) {
+        if (!w->held[i].sum) continue;
+        if (last >= 0) add(w, &w->held[i], &w->held[last]);
+        last = i;
+    }
+    CHECK_LE(0, last);
+    return w->held[last].sum;
+}
+
 const real *workers_gradient(struct workers *w, int64_t n, int32_t loops, const struct objective *objective) {
     CHECK_LT(0, n);
     CHECK_LE(n, w->batch);
@@ -265,16 +332,15 @@ const real *workers_gradient(struct workers *w, int64_t n, int32_t loops, const 
         run_block(w, &w->crews[0], 0, n);
         return gradient_tree_finish(&w->crews[0].tree);
     }
-    team_run(w->team, run_job, w);
-    int64_t blocks = blocks_at(n, w->level);
-    for (int64_t stride = 1; stride < blocks; stride *= 2)
-        for (int64_t i = 0; i + stride < blocks; i += 2 * stride) {
-            real *sum = w->sums[i];
-            pass_add(&w->pass, (struct op){.kind = OP_ADD, .add = {sum, w->sums[i + stride], sum, w->elements}});
-        }
-    w->model->backend->execute(w->model->backend, &w->pass);
-    pass_clear(&w->pass);
-    return w->sums[0];
+    const int64_t blocks = blocks_at(n, w->level);
+    release_held(w);
+    for (; w->job.block < blocks; w->job.block += w->count) {
+        move_to_spares(w);
+        team_run(w->team, run_job, w);
+        for (int i = 0; i < w->count && w->job.block + i < blocks; i++)
+            hold(w, (struct held){gradient_tree_finish(&w->crews[i].tree), i});
+    }
+    return held_sum(w);
 }
 
 void workers_evaluate(struct workers *w, int64_t n, const struct objective *objective) {

@@ -24,6 +24,15 @@ static void test_rmsnorm_grad(void **state) {
                         .rmsnorm_grad = {x, weight, rstd, dy, dx, i % 4 < 2 ? dweight : NULL, rows, dim, i % 2}};
         struct output outputs[] = {OUTPUT_REALS(dx, n), OUTPUT_REALS(dweight, dim)};
         kernels_check("rmsnorm_grad", &op, outputs, 2);
+        if (i % 4 == 2) { /* without dweight, not accumulating: in place it is the same */
+            op.rmsnorm_grad.dx = x;
+            struct output output = OUTPUT_REALS(x, n);
+            kernels_check("rmsnorm_grad in place", &op, &output, 1);
+            ops_assert_equal("rmsnorm_grad in place", "scalar", x, dx, (size_t)n);
+        } else if (i % 4 == 0) { /* dweight alone */
+            op.rmsnorm_grad.dx = NULL;
+            kernels_check("rmsnorm_grad of the weight", &op, outputs, 2);
+        }
         free(x), free(dy), free(rstd), free(weight), free(dweight), free(dx);
     }
 }

@@ -144,6 +144,7 @@ struct dw {
     int64_t lddy, ldx;
     real *dy, *x, *start;
     enum dw_mode mode;
+    const real *rstd, *norm;
 };
 
 static size_t dw_size(const struct dw *d) {
@@ -152,8 +153,9 @@ static size_t dw_size(const struct dw *d) {
 
 static real *dw_run(const struct dw *d, const char *table, int threads) {
     real *dweight = ops_copy(d->start, dw_size(d));
-    struct op op = {.kind = OP_MATMUL_DW,
-                    .matmul_dw = {d->type, d->dy, d->lddy, d->x, d->ldx, dweight, d->rows, d->n, d->k, d->mode}};
+    struct op op = {
+        .kind = OP_MATMUL_DW,
+        .matmul_dw = {d->type, d->dy, d->lddy, d->x, d->ldx, dweight, d->rows, d->n, d->k, d->mode, d->rstd, d->norm}};
     ops_run(table, threads, &op, 1);
     return dweight;
 }
@@ -164,6 +166,7 @@ static void assert_dw(const struct dw *d, const char *table, const real *got) {
         double sum = d->mode == DW_SET ? 0 : d->start[i], total = fabs(sum);
         for (int b = 0; b < d->rows; b++) {
             real dy = d->dy[b * d->lddy + i / d->k], x = d->x[b * d->ldx + i % d->k];
+            if (d->rstd) x = x * d->rstd[b] * d->norm[i % d->k];
             double term = d->type == WEIGHT_BF16 ? (double)bf16_round(dy) * bf16_round(x) : (double)dy * x;
             sum += term;
             total += fabs(term);
@@ -209,6 +212,11 @@ static void test_dw(enum weight_type type) {
             d.x = ops_reals(&seed, (size_t)(d.rows * d.ldx), 1);
             d.start = ops_reals(&seed, dw_size(&d), 1);
             check_dw(&d);
+            real *rstd = ops_reals(&seed, (size_t)d.rows, 1), *norm = ops_reals(&seed, (size_t)d.k, 1);
+            d.rstd = rstd, d.norm = norm;
+            check_dw(&d);
+            free(rstd);
+            free(norm);
             free(d.dy);
             free(d.x);
             free(d.start);

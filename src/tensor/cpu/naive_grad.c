@@ -13,12 +13,12 @@ static void naive_rmsnorm_grad_row(const struct op_rmsnorm_grad *o, int64_t b) {
     }
 }
 
-/* dx must not overlap x or dy: other workers still read them for dweight. */
+/* With dweight, dx must not overlap x or dy: other workers still read them. */
 void naive_rmsnorm_grad(const struct op *op, const struct worker *worker) {
     const struct op_rmsnorm_grad *o = &op->rmsnorm_grad;
     int64_t begin, end;
     worker_share(worker, o->rows, 1, &begin, &end);
-    for (int64_t b = begin; b < end; b++) naive_rmsnorm_grad_row(o, b);
+    for (int64_t b = begin; o->dx && b < end; b++) naive_rmsnorm_grad_row(o, b);
     if (!o->dweight) return;
     worker_share(worker, o->dim, LANES, &begin, &end);
     for (int64_t d = begin; d < end; d++) {

@@ -101,6 +101,7 @@ void naive_matmul_dw(const struct op *o, const struct worker *worker) {
             real *dweight = &op->dweight[n * op->k + k], sum = op->mode == DW_ACCUMULATE ? *dweight : 0;
             for (int64_t b = 0; b < op->rows; b++) {
                 real dy = op->dy[b * op->lddy + n], x = op->x[b * op->ldx + k];
+                if (op->rstd) x = x * op->rstd[b] * op->norm[k];
                 sum = round ? real_fma(bf16_round(dy), bf16_round(x), sum) : real_fma(dy, x, sum);
             }
             *dweight = op->mode == DW_ADD ? *dweight + sum : sum;
