@@ -137,7 +137,7 @@ static void bench_tile(struct bench *bench, enum kv_type type, int heads, int kv
     }
     struct op grad = {.kind = OP_ATTENTION_GRAD,
                       .attention_grad = {s.q, s.width, s.out, s.dout, s.width, s.lse, s.dq, s.width, s.dk, s.dv, &s.run,
-                                         1, s.kv, 0, heads, first + count, 0.125f}};
+                                         1, s.kv, 0, heads, first + count, 0.125f, s.kv.type == KV_BF16}};
     seconds = time_op(bench->backend, grad), gflops = 10e-9 * K * scene_keys(&s) / seconds;
     printf("          gradient%37s: %8.1f us %7.1f GFLOP/s %5.1f %%\n", "", seconds * 1e6, gflops,
            100 * gflops / bench->peak_f32);

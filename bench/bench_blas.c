@@ -73,9 +73,9 @@ static void ours_run(void *state) {
 static void ours_open(struct ours *ours, const struct job *job) {
     struct backend *b = ours->backend;
     if (job->gradient) {
-        ours->op = (struct op){
-            .kind = OP_MATMUL_DW,
-            .matmul_dw = {job->type, job->dy, job->n, job->x, job->k, job->ours, job->rows, job->n, job->k}};
+        ours->op = (struct op){.kind = OP_MATMUL_DW,
+                               .matmul_dw = {job->type, job->dy, job->n, job->x, job->k, job->ours, job->rows, job->n,
+                                             job->k, DW_ACCUMULATE, NULL, NULL}};
         return;
     }
     ours->weight = (struct weight){job->type, job->n, job->k, b->alloc(b, weight_size(job->type, job->n, job->k))};

@@ -142,7 +142,8 @@ static void bench_dw(struct bench *bench) {
         int rows = shapes[s / 2][0], n = shapes[s / 2][1], k = shapes[s / 2][2];
         float *dy = reals(bench, (int64_t)rows * n), *x = reals(bench, (int64_t)rows * k),
               *dw = reals(bench, (int64_t)n * k);
-        struct op op = {.kind = OP_MATMUL_DW, .matmul_dw = {type, dy, n, x, k, dw, rows, n, k}};
+        struct op op = {.kind = OP_MATMUL_DW,
+                        .matmul_dw = {type, dy, n, x, k, dw, rows, n, k, DW_ACCUMULATE, NULL, NULL}};
         double t = time_op(bench->backend, op), gflops = 2.0 * rows * n * k / t / 1e9;
         double peak = s % 2 ? bench->peak_products : bench->peak_f32;
         printf("dw   %-4s rows %4d n %5d k %4d  %9.1f us  %6.1f GFLOP/s  %5.1f %% of peak\n", weight_names[type], rows,

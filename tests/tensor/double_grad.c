@@ -143,7 +143,7 @@ static void attention_case(int heads, int kv_heads, int head_dim, int first, int
     real *out0 = ops_copy(out, (size_t)(rows * width)), *lse0 = ops_copy(lse, (size_t)(rows * heads));
     struct op op = {.kind = OP_ATTENTION_GRAD,
                     .attention_grad = {q, width, out0, dout, width, lse0, dq, width, dk, dv, runs, 2, cache.geometry, 0,
-                                       heads, positions, 0.3}};
+                                       heads, positions, 0.3, false}};
     ops_run("scalar", 2, &op, 1);
     assert_gradient("attention dq", &loss, q, dq, rows * width);
     int step = n_kv > 1000 ? 97 : 1;

@@ -429,7 +429,7 @@ static void test_attention_grad(void **state) {
         struct op op = {.kind = OP_ATTENTION_GRAD,
                         .attention_grad = {s.q, s.ldq, s.out, s.dout, s.ldout, s.lse, dq, s.ldq, dk, dv, s.runs,
                                            s.n_runs, s.cache.geometry, LAYER, s.shape.heads, s.positions + 3,
-                                           forward.attention.scale}};
+                                           forward.attention.scale, false}};
         struct output outputs[] = {OUTPUT_REALS(dq, s.rows * s.ldq), OUTPUT_REALS(dk, n_kv), OUTPUT_REALS(dv, n_kv)};
         kernels_check("attention_grad", &op, outputs, 3);
         /* Finite in spite of the poisoned tail, and nothing for positions that nobody attends to. */
@@ -559,7 +559,7 @@ static void test_bits(void **state) {
         forward,
         {.kind = OP_ATTENTION_GRAD,
          .attention_grad = {s.q, s.ldq, s.out, s.dout, s.ldout, s.lse, dq, s.ldq, dk, dv, s.runs, s.n_runs,
-                            s.cache.geometry, LAYER, s.shape.heads, s.positions, forward.attention.scale}},
+                            s.cache.geometry, LAYER, s.shape.heads, s.positions, forward.attention.scale, false}},
         {.kind = OP_QKV_GRAD,
          .qkv_grad = {s.qkv, s.ldqkv, s.rstd, s.rope, s.q_norm, s.k_norm, dq, s.ldq, dk, dv, dqkv, s.lse, s.lse + 80,
                       s.runs, s.n_runs, s.shape.heads, s.shape.kv_heads, s.shape.head_dim}},
