@@ -492,6 +492,12 @@ SIMD_INLINE void simd_prefetch(const void *p) {
 SIMD_INLINE void simd_prefetch_far(const void *p) {
     _mm_prefetch((const char *)p, _MM_HINT_T1);
 }
+/* The same, at this place among other instructions: compilers gather prefetches. What is read through the pointer
+ * returned, which is `then`, is read after. */
+SIMD_INLINE const int32_t *simd_prefetch_before(const unsigned char *p, const int32_t *then) {
+    __asm__ volatile("prefetcht1 %1" : "+r"(then) : "m"(*p));
+    return then;
+}
 /* After v16i_stream, before other threads read what it wrote. */
 SIMD_INLINE void simd_fence(void) {
     _mm_sfence();

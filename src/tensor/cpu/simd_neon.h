@@ -297,5 +297,9 @@ SIMD_INLINE void simd_prefetch(const void *p) {
 SIMD_INLINE void simd_prefetch_far(const void *p) {
     __builtin_prefetch(p, 0, 2);
 }
+SIMD_INLINE const int32_t *simd_prefetch_before(const unsigned char *p, const int32_t *then) {
+    __asm__ volatile("prfm pldl2keep, %1" : "+r"(then) : "Q"(*p));
+    return then;
+}
 
 #endif
