@@ -76,6 +76,10 @@ void file_map_close(struct file_map *map) {
     *map = (struct file_map){0};
 }
 
+void file_map_keep(const struct file_map *map) {
+    if (map->data) madvise((void *)(uintptr_t)map->data, map->size, MADV_HUGEPAGE);
+}
+
 void file_map_release(const struct file_map *map, size_t offset, size_t size) {
     if (!map->data || offset >= map->size) return;
     if (size > map->size - offset) size = map->size - offset;

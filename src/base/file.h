@@ -16,6 +16,9 @@ struct file_map {
 };
 int file_map_open(struct file_map *map, const char *path, looplm_error *err);
 void file_map_close(struct file_map *map);
+/* Tells the kernel that all of the file will be read, over and over: it may hold it in huge pages, which it does where
+ * the file system can (ext4 and XFS of recent kernels) and the file is not in its cache already. Only a wish. */
+void file_map_keep(const struct file_map *map);
 /* Tells the kernel that [offset, offset+size) will not be read again, so that its pages leave our resident set. */
 void file_map_release(const struct file_map *map, size_t offset, size_t size);
 

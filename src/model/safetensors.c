@@ -291,6 +291,7 @@ void safetensors_close(struct safetensors *st) {
 static int open_file(struct safetensors *st, const char *path, looplm_error *err) {
     int status = file_map_open(&st->files[st->n_files], path, err);
     if (status) return status;
+    file_map_keep(&st->files[st->n_files]);
     return read_header(st, st->n_files++, err);
 }
 
