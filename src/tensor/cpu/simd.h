@@ -38,6 +38,8 @@
 
 typedef __m512 v16;
 typedef __m512i v16i; /* sixteen 32-bit integers */
+/* The value is complete, and in a register, at this place among other instructions. */
+#define SIMD_HOLD(v) __asm__ volatile("" : "+v"(v))
 
 SIMD_INLINE v16 v16_zero(void) {
     return _mm512_setzero_ps();
@@ -237,6 +239,7 @@ typedef struct {
 typedef struct {
     __m256i a, b;
 } v16i;
+#define SIMD_HOLD(v) __asm__ volatile("" : "+x"((v).a), "+x"((v).b))
 
 #define SIMD_PAIR(type, x, y) ((type){x, y})
 SIMD_INLINE v16 v16_zero(void) {

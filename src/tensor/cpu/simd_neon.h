@@ -20,6 +20,8 @@ typedef struct {
 typedef struct {
     int32x4_t a, b, c, d;
 } v16i;
+/* The value is complete, and in registers, at this place among other instructions. */
+#define SIMD_HOLD(v) __asm__ volatile("" : "+w"((v).a), "+w"((v).b), "+w"((v).c), "+w"((v).d))
 
 /* f over the four registers of one, two or three vectors. */
 #define SIMD_EACH1(type, f, x) ((type){f((x).a), f((x).b), f((x).c), f((x).d)})
