@@ -5,7 +5,7 @@
  *    position: over 256 tokens of a small model the cost of one row doubles, and that of other numbers of rows does too
  *    whether they run or not.
  *  - A head read pushes the stack's weights out of the cache. What the next pass takes longer belongs to the read: for
- * a small model two thirds of what the read itself takes.
+ *    a small model two thirds of what the read itself takes.
  *  - What more rows than those that run were found to add is doubted a little more with every pass, so that one bad
  *    measurement does not last. */
 #include "engine/cost.h"
