@@ -186,8 +186,8 @@ static void own_passes(const struct engine *e, int32_t loops, double *seconds) {
  * bring no token, and it reads the head for itself wherever no row leaves. */
 static double diagonal(const double *pass, int32_t loops, int32_t lag, double right, double read, double shared) {
     int32_t rows = loops / lag, more = loops % lag; /* so many of the `lag` passes have a row more */
-    double token = (lag - more) * pass[rows] + (more ? more * pass[rows + 1] + read : shared),
-           again = (loops - 1) / lag * read;
+    int32_t reads = (loops - 1) / lag;
+    double token = (lag - more) * pass[rows] + (more ? more * pass[rows + 1] + read : shared), again = reads * read;
     for (int32_t i = 0; i < loops - lag; i++) again += pass[1 + i / lag];
     return token + (1 - right) * again;
 }
