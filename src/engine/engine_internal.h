@@ -6,9 +6,9 @@
 #include "engine/engine.h"
 #include "engine/trace.h"
 
-#define SLOT_BY_RULE 0                    /* a target: the exit rule decides */
-#define SPECULATE_DEPTHS ENGINE_PROPOSALS /* loops after which a row may propose */
-#define SPECULATE_ROWS_MAX 64             /* passes of more rows are prompts: nothing is proposed beside them */
+#define SLOT_BY_RULE 0                     /* a target: the exit rule decides */
+#define SPECULATE_DEPTHS ENGINE_PROPOSALS  /* loops after which a row may propose */
+#define SPECULATE_ROWS_MAX (COST_ROWS - 1) /* passes of more rows are prompts: nothing is proposed beside them */
 
 /* A row in flight: one position on its way through the loops. */
 struct slot {

@@ -173,6 +173,16 @@ static void test_joined_loops_change_no_bit(void **state) {
             }
 }
 
+/* Between tensors lies anything. */
+static void assert_tensors_equal(const struct tensor_table *table, const char *kernels, const real *got,
+                                 const real *want) {
+    for (int32_t i = 0; i < table->count; i++) {
+        const struct tensor_spec *spec = &table->specs[i];
+        ops_assert_equal(spec->name, kernels, got + spec->offset, want + spec->offset,
+                         (size_t)(spec->rows * spec->cols));
+    }
+}
+
 /* The gradient that replaces what is in a buffer, and the one that is added to the unit before, with one product for
  * all loops of a weight and without. */
 static void test_sum_changes_no_bit(void **state) {
@@ -198,17 +208,9 @@ static void test_sum_changes_no_bit(void **state) {
                 real *own = ops_reals(&seed, n, 1), *before = ops_reals(&seed, n, 1), *want = ops_copy(before, n);
                 for (size_t j = 0; j < n; j++) want[j] += t.gradient[j];
                 unit_gradient_sum(t.ws, &text.input, objective, own, NULL, &result);
-                for (int32_t j = 0; j < t.params.table.count; j++) { /* between tensors lies anything */
-                    const struct tensor_spec *spec = &t.params.table.specs[j];
-                    ops_assert_equal(spec->name, ops_table(i), own + spec->offset, t.gradient + spec->offset,
-                                     (size_t)(spec->rows * spec->cols));
-                }
+                assert_tensors_equal(&t.params.table, ops_table(i), own, t.gradient);
                 unit_gradient_sum(t.ws, &text.input, objective, own, before, &result);
-                for (int32_t j = 0; j < t.params.table.count; j++) {
-                    const struct tensor_spec *spec = &t.params.table.specs[j];
-                    ops_assert_equal(spec->name, ops_table(i), before + spec->offset, want + spec->offset,
-                                     (size_t)(spec->rows * spec->cols));
-                }
+                assert_tensors_equal(&t.params.table, ops_table(i), before, want);
                 free(own), free(before), free(want);
                 tiny_close(&t);
             }
