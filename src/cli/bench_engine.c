@@ -1,11 +1,13 @@
 /* The engine beside its bounds (bench_engine.h).
  *
- * Both ways serve the same requests. With w the time of a pass over the stack and h of a head read (both measured, of
- * the passes that were full), R loops and mean depth d, the plain engine needs R w + h for a token of every stream, the
- * other w + h a pass:
+ * Both ways serve the same requests, by turns of a tenth of a second, so that what a shared machine's memory gives at
+ * the time it gives to both; whichever has made fewer tokens goes on. With w the time of a pass over the stack with a
+ * row of every stream and h of a head read (both measured), R loops and d the mean depth of the tokens served, the
+ * plain engine needs R w + h for a token of every stream, the other w + h a pass:
  *      refill       bound (R w + h) / (d (w + h))                        each pass has rows that leave
  *      wavefront    bound (R w + h) / ((1 + (R - 1)(1 - a)) (w + h))     one stream; a right proposal makes a pass a
- * token */
+ * token
+ * Neither counts the rows of prompts, but for the last of each, which is that of its first token. */
 #include "cli/bench_engine.h"
 
 #include "base/clock.h"
@@ -19,32 +21,43 @@
 #include <string.h>
 
 #define SLICES_MAX 1000
+#define TURN_S 0.1
 
-/* A request of every slice: its recorded exits by position, and the ids that plain decoding gave at those depths. */
+/* A request of every slice: its recorded exits by position, and the ids that the first slice gave: speculation must
+ * repeat those of plain decoding, at other depths they are others. */
 struct job;
 struct task {
     struct job *job;
-    int32_t number;
+    int32_t number, known; /* known: ids that are there */
     uint8_t *depths;
     int32_t *ids;
-    bool recorded;
-    struct request *request; /* of this slice */
+};
+
+/* One of the two ways, in one slice. */
+struct side {
+    struct job *job;
+    struct task *tasks;
+    struct request **requests;
+    struct scheduler *scheduler;
+    bool recorded_depths, speculates;
+    bool begun, over; /* the window that is measured */
+    double seconds, first_step_s;
+    struct engine_counters first, counters;
+    struct scheduler_counters scheduled;
 };
 
 struct job {
     struct model *model;
     const struct bench_engine_options *options;
-    struct task *tasks;
-    struct scheduler *scheduler;
+    struct side plain, other;
     int32_t wrong;
     int32_t loops;
-    bool recorded_depths, speculates;
 };
 
 static void take(void *context, struct request *r, const struct prediction *p) {
     struct task *t = context;
     int32_t i = request_made(r) - 1;
-    if (!t->recorded) t->ids[i] = p->id;
+    if (i == t->known) t->ids[t->known++] = p->id;
     t->job->wrong += t->ids[i] != p->id;
 }
 
@@ -64,26 +77,29 @@ static int32_t force(void *context, struct sequence *s, int32_t position, int32_
 
 /* ---- serving ---------------------------------------------------------------------------------------------------- */
 
-static int submit_task(struct job *j, struct task *t, looplm_error *err) {
+static int submit_task(struct side *side, int32_t i, looplm_error *err) {
+    const struct job *j = side->job;
     const struct bench_engine_options *o = j->options;
+    struct task *t = &side->tasks[i];
     int32_t prompt[64];
-    for (int32_t i = 0; i < o->prompt; i++)
-        prompt[i] = (int32_t)(random_hash(3, (uint64_t)t->number, (uint64_t)i) % (uint64_t)j->model->config.vocab);
+    for (int32_t k = 0; k < o->prompt; k++)
+        prompt[k] = (int32_t)(random_hash(3, (uint64_t)t->number, (uint64_t)k) % (uint64_t)j->model->config.vocab);
     struct request_options options = {.prompt = prompt,
                                       .n_prompt = o->prompt,
                                       .tokens_max = o->tokens,
                                       .rule = {.kind = EXIT_LOOPS, .loops = j->loops},
                                       .sampler = {0, 1, 0, 0, 1, 0},
-                                      .depths = j->recorded_depths ? t->depths : NULL,
-                                      .speculate = j->speculates ? SPECULATE_WAVEFRONT : SPECULATE_OFF,
+                                      .depths = side->recorded_depths ? t->depths : NULL,
+                                      .speculate = side->speculates ? SPECULATE_WAVEFRONT : SPECULATE_OFF,
                                       .on_token = take,
-                                      .on_proposal = j->speculates ? force : NULL,
+                                      .on_proposal = side->speculates ? force : NULL,
                                       .context = t};
-    int status = request_open(&t->request, &options, err);
-    return status ? status : scheduler_submit(j->scheduler, t->request, err);
+    int status = request_open(&side->requests[i], &options, err);
+    return status ? status : scheduler_submit(side->scheduler, side->requests[i], err);
 }
 
-static int open_scheduler(struct job *j, looplm_error *err) {
+static int open_side(struct side *side, looplm_error *err) {
+    const struct job *j = side->job;
     const struct bench_engine_options *o = j->options;
     struct scheduler_options options = {.running_max = o->streams,
                                         .waiting_max = o->requests,
@@ -94,9 +110,20 @@ static int open_scheduler(struct job *j, looplm_error *err) {
                                         .rows_max = o->streams + 512,
                                         .prefill_rows = 512,
                                         .prefix_cache = true};
-    int status = scheduler_open(&j->scheduler, j->model, &options, err);
-    for (int32_t i = 0; i < o->requests && !status; i++) status = submit_task(j, &j->tasks[i], err);
+    int status = scheduler_open(&side->scheduler, j->model, &options, err);
+    for (int32_t i = 0; i < o->requests && !status; i++) status = submit_task(side, i, err);
     return status;
+}
+
+static void close_side(struct side *side) {
+    scheduler_close(side->scheduler);
+    side->scheduler = NULL;
+    for (int32_t i = 0; i < side->job->options->requests; i++) {
+        request_close(side->requests[i]);
+        side->requests[i] = NULL;
+    }
+    side->begun = side->over = false;
+    side->seconds = 0;
 }
 
 /* What was counted since `first`. */
@@ -125,52 +152,57 @@ static struct engine_counters since(struct engine_counters now, const struct eng
     return now;
 }
 
+static const struct engine_counters *counters_of(const struct side *side) {
+    return engine_counters(scheduler_engine(side->scheduler));
+}
+
 /* From when every stream has begun to when the last request is taken up (or to the end, with as many streams as
  * requests), so that neither filling nor draining is measured. total_s is that of the scheduler's steps. */
-static int measure(struct job *j, double *seconds, struct engine_counters *counters, looplm_error *err) {
-    const struct bench_engine_options *o = j->options;
-    const struct engine_counters *c = engine_counters(scheduler_engine(j->scheduler));
-    double begin = 0, end = 0, steps = 0;
-    struct engine_counters first = {0};
-    int status = 0;
-    for (bool busy = true; busy && !status;) {
-        status = scheduler_step(j->scheduler, &busy, err);
-        struct scheduler_counters s = scheduler_counters(j->scheduler);
-        if (begin == 0 && c->predictions >= o->streams) {
-            begin = clock_seconds();
-            first = *c;
-            steps = s.step_s;
-        }
-        bool draining = s.admitted == o->requests && o->requests > o->streams;
-        if (end > 0 || !(draining || !busy)) continue;
-        end = clock_seconds();
-        *counters = since(*c, &first);
-        counters->total_s = s.step_s - steps;
+static int step_side(struct side *side, looplm_error *err) {
+    const struct bench_engine_options *o = side->job->options;
+    bool busy;
+    double start = clock_seconds();
+    int status = scheduler_step(side->scheduler, &busy, err);
+    if (side->begun) side->seconds += clock_seconds() - start;
+    side->scheduled = scheduler_counters(side->scheduler);
+    if (!side->begun && counters_of(side)->predictions >= o->streams) {
+        side->begun = true;
+        side->first = *counters_of(side);
+        side->first_step_s = side->scheduled.step_s;
     }
-    *seconds = end - begin;
+    bool draining = side->scheduled.admitted == o->requests && o->requests > o->streams;
+    if (!draining && busy) return status;
+    side->over = true;
+    side->counters = since(*counters_of(side), &side->first);
+    side->counters.total_s = side->scheduled.step_s - side->first_step_s;
     return status;
 }
 
-static int serve(struct job *j, double *seconds, struct engine_counters *counters, struct scheduler_counters *scheduled,
-                 looplm_error *err) {
-    const struct bench_engine_options *o = j->options;
-    struct trace *trace = NULL;
-    int status = open_scheduler(j, err);
-    if (!status && o->trace && (j->recorded_depths || j->speculates)) status = trace_open(&trace, o->trace, err);
-    if (!status) {
-        engine_set_trace(scheduler_engine(j->scheduler), trace);
-        status = measure(j, seconds, counters, err);
+static int take_turn(struct side *side, looplm_error *err) {
+    int status = 0;
+    double begin = clock_seconds();
+    while (!side->over && !status && clock_seconds() - begin < TURN_S) status = step_side(side, err);
+    return status;
+}
+
+/* Both by turns, until their windows are over. */
+static int serve(struct side *first, struct side *second, looplm_error *err) {
+    int status = 0;
+    while (!status && !(first->over && second->over)) {
+        bool behind = counters_of(second)->predictions < counters_of(first)->predictions;
+        status = take_turn(first->over || (behind && !second->over) ? second : first, err);
     }
-    if (!status) *scheduled = scheduler_counters(j->scheduler);
-    scheduler_close(j->scheduler);
-    for (int32_t i = 0; i < o->requests; i++) {
-        j->tasks[i].recorded = true;
-        request_close(j->tasks[i].request);
-        j->tasks[i].request = NULL;
-    }
-    looplm_error ignored;
-    int closed = trace_close(trace, status ? &ignored : err);
-    return status ? status : closed;
+    return status;
+}
+
+/* The ids of plain decoding, which the proposals of the measured slices are made of. */
+static int record_ids(struct job *j, looplm_error *err) {
+    int status = open_side(&j->plain, err);
+    while (!status && !j->plain.over) status = step_side(&j->plain, err);
+    bool busy = true;
+    while (!status && busy) status = scheduler_step(j->plain.scheduler, &busy, err);
+    close_side(&j->plain);
+    return status;
 }
 
 /* ---- the report ------------------------------------------------------------------------------------------------- */
@@ -182,24 +214,38 @@ struct way {
     int64_t tokens;
 };
 
-static int run_slice(struct job *j, struct way *w, int slice, bool plain, looplm_error *err) {
-    const struct bench_engine_options *o = j->options;
-    double seconds;
-    j->speculates = !plain && o->acceptance >= 0;
-    j->recorded_depths = !plain && o->acceptance < 0;
-    /* Speculation must repeat the plain ids; at other depths they are others. */
-    if (!j->speculates)
-        for (int32_t i = 0; i < o->requests; i++) j->tasks[i].recorded = false;
-    int status = serve(j, &seconds, &w->counters, &w->scheduled, err);
-    if (status) return status;
-    w->tokens = w->counters.predictions;
-    const struct engine_counters *c = &w->counters;
-    w->rate[slice] = (double)w->tokens / seconds;
-    w->pass[slice] = c->pass_s / (double)c->passes;
+static void take_slice(struct way *w, int slice, const struct side *side) {
+    const struct engine_counters *c = &side->counters;
+    const int32_t streams = side->job->options->streams;
+    const bool full = streams < ENGINE_ROWS_COUNTED && c->passes_of[streams];
+    w->counters = *c;
+    w->scheduled = side->scheduled;
+    w->tokens = c->predictions;
+    w->rate[slice] = (double)w->tokens / side->seconds;
+    w->pass[slice] = full ? c->pass_s_of[streams] / (double)c->passes_of[streams] : c->pass_s / (double)c->passes;
     w->head[slice] = c->heads ? c->head_s / (double)c->heads : 0;
     w->lending[slice] = c->lend_s / c->total_s;
     w->scheduling[slice] = (c->total_s - c->pass_s - c->head_s - c->lend_s) / c->total_s;
-    return 0;
+}
+
+static int run_slice(struct job *j, struct way *plain, struct way *other, int slice, looplm_error *err) {
+    struct trace *trace = NULL;
+    int status = open_side(&j->plain, err);
+    if (!status) status = open_side(&j->other, err);
+    if (!status && j->options->trace) status = trace_open(&trace, j->options->trace, err);
+    if (!status) {
+        engine_set_trace(scheduler_engine(j->other.scheduler), trace);
+        status = slice % 2 ? serve(&j->other, &j->plain, err) : serve(&j->plain, &j->other, err);
+    }
+    if (!status) {
+        take_slice(plain, slice, &j->plain);
+        take_slice(other, slice, &j->other);
+    }
+    close_side(&j->plain);
+    close_side(&j->other);
+    looplm_error ignored;
+    int closed = trace_close(trace, status ? &ignored : err);
+    return status ? status : closed;
 }
 
 static void print_counters(const char *name, const struct way *w, int32_t loops) {
@@ -266,24 +312,27 @@ static void report(const struct job *j, struct way *plain, struct way *other, js
                   h = spread_of(plain->head, o->slices), plain_rate = spread_of(plain->rate, o->slices),
                   rate = spread_of(other->rate, o->slices);
     bool wavefront = o->acceptance >= 0;
-    double depth = (double)other->counters.rows / (double)other->tokens;
-    double passes = wavefront ? 1 + (loops - 1) * (1 - o->acceptance) : o->mean_depth;
+    double depth = 0;
+    for (int32_t l = 0; l < j->loops; l++) depth += (l + 1) * (double)other->counters.loops[l] / (double)other->tokens;
+    double passes = wavefront ? 1 + (loops - 1) * (1 - o->acceptance) : depth;
     double bound = wavefront && o->streams > 1 ? 0 : (loops * w.median + h.median) / (passes * (w.median + h.median));
     json_array_append_new(
-        results, json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:o, s:o}",
-                           "kind", wavefront ? "wavefront" : "refill", "streams", o->streams, "requests", o->requests,
-                           "tokens", o->tokens, "plain_tokens_per_s", plain_rate.median, "tokens_per_s", rate.median,
-                           "ratio", r.median, "ratio_low", r.low, "ratio_high", r.high, "bound", bound,
-                           "share_of_bound", bound > 0 ? r.median / bound : 0, "pass_s", w.median, "head_s", h.median,
-                           "lending_share", lending.median, "scheduling_share", scheduling.median, "different_ids",
-                           j->wrong, "plain", counters_json(plain, j->loops), "other", counters_json(other, j->loops)));
+        results,
+        json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:o, s:o}",
+                  "kind", wavefront ? "wavefront" : "refill", "streams", o->streams, "requests", o->requests, "tokens",
+                  o->tokens, "mean_depth", depth, "plain_tokens_per_s", plain_rate.median, "tokens_per_s", rate.median,
+                  "ratio", r.median, "ratio_low", r.low, "ratio_high", r.high, "bound", bound, "share_of_bound",
+                  bound > 0 ? r.median / bound : 0, "pass_s", w.median, "head_s", h.median, "lending_share",
+                  lending.median, "scheduling_share", scheduling.median, "different_ids", j->wrong, "plain",
+                  counters_json(plain, j->loops), "other", counters_json(other, j->loops)));
     if (o->quiet) return;
     print_counters("plain", plain, j->loops);
     print_counters(wavefront ? "wavefront" : "refill", other, j->loops);
     if (wavefront)
         printf("one stream of %d, proposals right with probability %.2f\n", o->streams, o->acceptance);
     else
-        printf("%d streams, %.2f rows a token\n", o->streams, depth);
+        printf("%d streams, mean depth %.3f, %.2f rows a token\n", o->streams, depth,
+               (double)other->counters.rows / (double)other->tokens);
     printf("w %.2f ms, h %.2f ms; %.2f against %.2f tokens/s: %.3fx (%.3f..%.3f)", 1e3 * w.median, 1e3 * h.median,
            rate.median, plain_rate.median, r.median, r.low, r.high);
     if (bound > 0) printf(", bound %.3fx, %.1f %% of it", bound, 100 * r.median / bound);
@@ -305,12 +354,14 @@ static uint8_t depth_of(double mean, int32_t loops, int32_t request, int32_t pos
     return (uint8_t)loops;
 }
 
-static int make_tasks(struct job *j, looplm_error *err) {
+static int make_side(struct job *j, struct side *side, looplm_error *err) {
     const struct bench_engine_options *o = j->options;
-    j->tasks = calloc((size_t)o->requests, sizeof *j->tasks);
-    if (!j->tasks) return error_set(err, LOOPLM_MEMORY, "out of memory");
+    side->job = j;
+    side->tasks = calloc((size_t)o->requests, sizeof *side->tasks);
+    side->requests = calloc((size_t)o->requests, sizeof(struct request *));
+    if (!side->tasks || !side->requests) return error_set(err, LOOPLM_MEMORY, "out of memory");
     for (int32_t i = 0; i < o->requests; i++) {
-        struct task *t = &j->tasks[i];
+        struct task *t = &side->tasks[i];
         size_t capacity = (size_t)(o->prompt + o->tokens);
         *t = (struct task){.job = j, .number = i};
         t->depths = malloc(capacity);
@@ -323,21 +374,37 @@ static int make_tasks(struct job *j, looplm_error *err) {
     return 0;
 }
 
+static void free_side(struct side *side) {
+    for (int32_t i = 0; side->tasks && i < side->job->options->requests; i++) {
+        free(side->tasks[i].depths);
+        free(side->tasks[i].ids);
+    }
+    free(side->tasks);
+    free(side->requests);
+}
+
+/* What the plain side gave is what speculation must give. */
+static void copy_ids(struct job *j) {
+    for (int32_t i = 0; i < j->options->requests; i++) {
+        const struct task *from = &j->plain.tasks[i];
+        struct task *to = &j->other.tasks[i];
+        memcpy(to->ids, from->ids, (size_t)j->options->tokens * sizeof *to->ids);
+        to->known = from->known;
+    }
+}
+
 int bench_engine(struct model *model, const struct bench_engine_options *o, json_t *results, looplm_error *err) {
     static struct way plain, other;
     struct job j = {.model = model, .options = o, .loops = model->config.loops};
-    int status = make_tasks(&j, err);
-    for (int i = 0; i < o->slices && !status; i++) {
-        bool other_first = i % 2 && o->acceptance >= 0;
-        if (!other_first) status = run_slice(&j, &plain, i, true, err);
-        if (!status) status = run_slice(&j, &other, i, false, err);
-        if (!status && other_first) status = run_slice(&j, &plain, i, true, err);
-    }
+    j.other.speculates = o->acceptance >= 0;
+    j.other.recorded_depths = !j.other.speculates;
+    int status = make_side(&j, &j.plain, err);
+    if (!status) status = make_side(&j, &j.other, err);
+    if (!status && j.other.speculates) status = record_ids(&j, err);
+    if (!status && j.other.speculates) copy_ids(&j);
+    for (int i = 0; i < o->slices && !status; i++) status = run_slice(&j, &plain, &other, i, err);
     if (!status) report(&j, &plain, &other, results);
-    for (int32_t i = 0; j.tasks && i < o->requests; i++) {
-        free(j.tasks[i].depths);
-        free(j.tasks[i].ids);
-    }
-    free(j.tasks);
+    free_side(&j.plain);
+    free_side(&j.other);
     return status;
 }

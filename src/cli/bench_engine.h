@@ -15,7 +15,7 @@ struct bench_engine_options {
     bool quiet;        /* print nothing */
 };
 /* Serves the same random requests once by the plain engine (every token at full depth, no speculation) and once with
- * recorded exits, or with speculation whose proposals are right with the given probability, in alternating slices;
+ * recorded exits, or with speculation whose proposals are right with the given probability, by turns;
  * prints counters and shares of the bounds, and appends an object to results. */
 int bench_engine(struct model *model, const struct bench_engine_options *options, json_t *results, looplm_error *err);
 

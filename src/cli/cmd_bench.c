@@ -34,7 +34,7 @@
     X(INT, streams, "streams", 0, 16, 1, 1024, "N", "with --engine: requests served at once")                     \
     X(INT, requests, "requests", 0, 0, 0, 1 << 20, "N",                                                           \
       "with --engine: requests in all; 0: 4 for each stream, or one alone")                                       \
-    X(INT, prompt, "prompt", 0, 4, 1, 64, "N", "with --engine: ids of a prompt")                                  \
+    X(INT, prompt, "prompt", 0, 1, 1, 64, "N", "with --engine: ids of a prompt; the bounds count one")            \
     X(INT, tokens, "tokens", 'n', 64, 1, 1 << 16, "N", "with --engine: ids to generate for a request")            \
     X(REAL, mean_depth, "mean-depth", 0, 0.0, 0.0, 64.0, "D",                                                     \
       "with --engine: mean of the recorded exits; 0: full depth")                                                 \

@@ -152,6 +152,46 @@ static void test_engine(void **state) {
     json_decref(json);
 }
 
+/* Speculation gives the ids of plain decoding; where every proposal is right most tokens take a pass, where none is,
+ * four.
+ */
+static void test_wavefront(void **state) {
+    for (int right = 0; right < 2; right++) {
+        char command[512];
+        snprintf(command, sizeof command, BENCH "--engine --streams 1 --tokens 64 --acceptance %d --slices 2 --json",
+                 right);
+        json_t *json = program_json(*state, command);
+        json_t *result = json_array_get(json_object_get(json, "results"), 0), *each;
+        json_t *plain = json_object_get(result, "plain"), *other = json_object_get(result, "other");
+        assert_string_equal(text(result, "kind"), "wavefront");
+        assert_int_equal(number(result, "different_ids", NULL), 0);
+        assert_sums(plain);
+        assert_sums(other);
+        assert_true(number(plain, "passes", NULL) == 4 * number(plain, "tokens", NULL));
+        assert_true(number(other, "tokens", NULL) == number(plain, "tokens", NULL));
+        assert_true(number(result, "bound", NULL) > (right ? 1 : 0) && number(result, "share_of_bound", NULL) > 0);
+        size_t i;
+        json_array_foreach(json_object_get(other, "proposals"), i, each) {
+            assert_true(number(each, "right", NULL) == (right ? number(each, "verified", NULL) : 0));
+            assert_int_equal(number(each, "loop", NULL), i + 1);
+        }
+        json_decref(json);
+    }
+}
+
+/* Where every token runs all loops, recorded depths change no pass and no row. */
+static void test_full_depth(void **state) {
+    json_t *json = program_json(*state, BENCH "--engine --streams 3 --requests 6 --tokens 12 --slices 2 --json");
+    json_t *result = json_array_get(json_object_get(json, "results"), 0);
+    json_t *plain = json_object_get(result, "plain"), *other = json_object_get(result, "other");
+    static const char *const same[] = {"tokens", "passes", "rows", "head_reads", "head_rows", "lends"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        assert_true(number(plain, same[i], NULL) == number(other, same[i], NULL));
+    assert_true(number(result, "mean_depth", NULL) == 4);
+    assert_int_equal(number(result, "different_ids", NULL), 0);
+    json_decref(json);
+}
+
 static void test_refusals(void **state) {
     assert_program(*state, "$P bench", 2, "no model", NULL);
     assert_program(*state, "$P bench nowhere", 1, "nowhere", NULL);
@@ -173,8 +213,9 @@ static int setup(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode),   cmocka_unit_test(test_prefill),
-                                       cmocka_unit_test(test_left_out), cmocka_unit_test(test_loops),
-                                       cmocka_unit_test(test_engine),   cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode),     cmocka_unit_test(test_prefill),
+                                       cmocka_unit_test(test_left_out),   cmocka_unit_test(test_loops),
+                                       cmocka_unit_test(test_engine),     cmocka_unit_test(test_wavefront),
+                                       cmocka_unit_test(test_full_depth), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, setup, program_teardown);
 }
