@@ -219,11 +219,36 @@ static double seconds_since(const struct engine *e, double begin, int32_t rows, 
     return clock_seconds() - begin;
 }
 
+static void run_lends(struct engine *e) {
+    if (e->n_lends == 0) return;
+    pass_clear(&e->pass);
+    pass_add(&e->pass, (struct op){.kind = OP_KV_LEND, .kv_lend = {e->lends, e->n_lends, e->pool.geometry}});
+    double begin = clock_seconds();
+    e->model->backend->execute(e->model->backend, &e->pass);
+    e->counters.lend_s += clock_seconds() - begin;
+    e->counters.lends += e->n_lends;
+    e->n_lends = 0;
+}
+
+/* The rows are counted as run, and the planes that they are the first to read are there. */
+static void enter_runs(struct engine *e) {
+    for (int32_t i = 0; i < e->n_runs; i++) {
+        const struct run *run = &e->runs[i];
+        struct kv_sequence *kv = &e->rows[run->row].sequence->kv;
+        for (;;) {
+            e->n_lends += kv_owed(kv, run->loop, run->first, e->lends + e->n_lends, e->lends_max - e->n_lends);
+            if (e->n_lends < e->lends_max) break;
+            run_lends(e);
+        }
+        kv_enter(kv, run->loop, run->first, run->count);
+    }
+    run_lends(e);
+}
+
 static void run_stack(struct engine *e) {
+    enter_runs(e);
     pass_clear(&e->pass);
     record_inputs(e);
-    for (int32_t i = 0; i < e->n_runs; i++)
-        kv_enter(&e->rows[e->runs[i].row].sequence->kv, e->runs[i].loop, e->runs[i].first, e->runs[i].count);
     loop_record(&e->pass, e->model, &e->pool.geometry, e->runs, e->n_runs, e->n_rows, &e->workspace.buffers);
     record_outputs(e);
     double begin = clock_seconds();
@@ -415,7 +440,7 @@ static void settle_group(struct engine *e, const int32_t *rows, int32_t n) {
  */
 static void settle_rows(struct engine *e) {
     int32_t group[ENGINE_HEAD_ROWS], n = 0;
-    e->n_heads = e->n_lends = 0;
+    e->n_heads = 0;
     const real *lambda = e->workspace.buffers.lambda;
     for (int32_t row = 0; row < e->n_rows; row++)
         slot_advance(e->rows[row].sequence, row_slot(e, row), e->model->exit_weight ? (float)lambda[row] : 0.0f);
@@ -434,14 +459,7 @@ static void settle_rows(struct engine *e) {
         }
     }
     if (n > 0) settle_group(e, group, n);
-    if (e->n_lends > 0) {
-        pass_clear(&e->pass);
-        pass_add(&e->pass, (struct op){.kind = OP_KV_LEND, .kv_lend = {e->lends, e->n_lends, e->pool.geometry}});
-        double begin = clock_seconds();
-        e->model->backend->execute(e->model->backend, &e->pass);
-        e->counters.lend_s += clock_seconds() - begin;
-        e->counters.lends += e->n_lends;
-    }
+    run_lends(e);
 }
 
 /* mix keeps its own logits; their log-sum-exp is still to be taken. */

@@ -115,7 +115,7 @@ struct kv_sequence *sequence_kv_mutable(struct sequence *sequence);
 bool sequence_prefills(const struct sequence *sequence);
 /* Nothing has run yet, and less than all is taken over. Positions [0, n) of the fed ids are those of another sequence,
  * the same ids at the same depths (kv_fork): false when blocks are missing. */
-bool sequence_adopt(struct sequence *sequence, const struct sequence *from, int32_t n);
+bool sequence_adopt(struct sequence *sequence, struct sequence *from, int32_t n);
 /* The next KV_BLOCK positions are in these blocks, one per loop (kv_append). */
 void sequence_adopt_block(struct sequence *sequence, void *const *blocks);
 struct sequence_counters {

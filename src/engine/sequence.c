@@ -70,6 +70,7 @@ static void sequence_begin(struct sequence *s, const struct sequence_options *op
     CHECK_LE(s->n_kept, s->n_kept_max);
     sequence_release(s);
     kv_reuse(&s->kv, options->policy, planes);
+    s->kv.owes = options->policy == KV_POLICY_LAST_EXITED;
     speculation_begin(&s->speculation, s->last);
     s->counters = (struct sequence_counters){0};
 }
@@ -272,7 +273,7 @@ bool sequence_prefills(const struct sequence *s) {
     return false;
 }
 
-bool sequence_adopt(struct sequence *s, const struct sequence *from, int32_t n) {
+bool sequence_adopt(struct sequence *s, struct sequence *from, int32_t n) {
     CHECK_EQ(s->n_fed, 0);
     CHECK_LT(n, s->n_ids);
     if (!kv_fork(&s->kv, &from->kv, n)) return false;
@@ -452,7 +453,9 @@ int sequence_settle(struct sequence *s, looplm_error *err) {
         status = engine_step(s->engine, &ran, err);
     }
     s->draining = false;
-    if (!status) kv_truncate(&s->kv, s->n_fed);
+    if (status) return status;
+    kv_pay(&s->kv, s->n_fed);
+    kv_truncate(&s->kv, s->n_fed);
     return status;
 }
 
@@ -474,6 +477,6 @@ int sequence_restore(struct sequence *s, const int32_t *ids, const uint8_t *dept
         s->kv.left[i] = depths[i];
         s->kv.done[i] = s->kv.policy == KV_POLICY_FULL ? (uint8_t)s->kv.loops : depths[i];
     }
-    for (int32_t r = 0; r < s->kv.loops; r++) s->kv.ready[r] = n_run;
+    for (int32_t r = 0; r < s->kv.loops; r++) s->kv.ready[r] = s->kv.there[r] = n_run;
     return 0;
 }

@@ -16,7 +16,8 @@ int kv_sequence_init(struct kv_sequence *seq, struct kv_pool *pool, enum kv_poli
     seq->done = calloc((size_t)capacity, 1);
     seq->left = calloc((size_t)capacity, 1);
     seq->ready = calloc((size_t)loops, sizeof(int32_t));
-    if (seq->blocks && seq->done && seq->left && seq->ready) return 0;
+    seq->there = calloc((size_t)loops, sizeof(int32_t));
+    if (seq->blocks && seq->done && seq->left && seq->ready && seq->there) return 0;
     kv_sequence_free(seq);
     return error_set(err, LOOPLM_MEMORY, "KV tables for %d positions could not be had", capacity);
 }
@@ -50,6 +51,7 @@ void kv_sequence_free(struct kv_sequence *seq) {
     free(seq->done);
     free(seq->left);
     free(seq->ready);
+    free(seq->there);
     *seq = (struct kv_sequence){0};
 }
 
@@ -174,13 +176,34 @@ void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t coun
     CHECK_LT(loop, seq->loops);
     CHECK_LE(first + count, seq->positions); /* invariant 5 */
     CHECK_EQ(seq->ready[loop], first);       /* invariant 2 */
+    if (seq->owes) CHECK_EQ(seq->there[loop], first);
     for (int32_t i = first / KV_BLOCK; i <= (first + count - 1) / KV_BLOCK; i++)
         CHECK_EQ(kv_block_owners(seq->pool, table(seq, loop)[i]), 1);
     for (int32_t p = first; p < first + count; p++) {
         CHECK_EQ(seq->done[p], loop); /* invariant 1 */
         seq->done[p]++;
     }
+    seq->there[loop] = first + count;
     ready_advance(seq, loop);
+}
+
+int32_t kv_owed(struct kv_sequence *seq, int32_t loop, int32_t n, struct kv_lend *lends, int32_t room) {
+    int32_t made = 0;
+    CHECK_LE(n, seq->ready[loop]);
+    for (; seq->owes && seq->there[loop] < n && made < room; seq->there[loop]++, made++) {
+        const int32_t p = seq->there[loop], depth = seq->left[p], block = p / KV_BLOCK, slot = p % KV_BLOCK;
+        CHECK_LE(1, depth);
+        CHECK_LE(depth, loop);
+        lends[made] = (struct kv_lend){kv_table(seq, depth - 1)[block], kv_table(seq, loop)[block], slot, slot, 1};
+    }
+    return made;
+}
+
+void kv_pay(struct kv_sequence *seq, int32_t n) {
+    struct kv_lend lends[4 * KV_BLOCK];
+    for (int32_t r = 1; r < seq->loops; r++)
+        for (int32_t made; (made = kv_owed(seq, r, n, lends, (int32_t)(sizeof lends / sizeof *lends))) > 0;)
+            run_lends(seq, lends, made);
 }
 
 /* A generated row's keys and values go from its slot aside, and back: the first loop's, or the mean of all it ran. */
@@ -201,7 +224,7 @@ int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_le
     if (seq->policy == KV_POLICY_FULL) return 0;
     int32_t n = 0, block = p / KV_BLOCK, slot = p % KV_BLOCK;
     for (int32_t r = depth; r < seq->loops; r++) {
-        if (!seq->joined)
+        if (!seq->joined && !seq->owes)
             lends[n++] = (struct kv_lend){kv_table(seq, depth - 1)[block], kv_table(seq, r)[block], slot, slot, 1};
         ready_advance(seq, r);
     }
@@ -243,11 +266,18 @@ void kv_restart(struct kv_sequence *seq) {
     memset(seq->done, 0, (size_t)seq->capacity);
     memset(seq->left, 0, (size_t)seq->capacity);
     memset(seq->ready, 0, (size_t)seq->loops * sizeof *seq->ready);
+    memset(seq->there, 0, (size_t)seq->loops * sizeof *seq->there);
+}
+
+static void ready_limit(struct kv_sequence *seq, int32_t n) {
+    for (int32_t r = 0; r < seq->loops; r++) {
+        if (seq->ready[r] > n) seq->ready[r] = n;
+        if (seq->there[r] > n) seq->there[r] = n;
+    }
 }
 
 void kv_drop(struct kv_sequence *seq, int32_t n) {
-    for (int32_t r = 0; r < seq->loops; r++)
-        if (seq->ready[r] > n) seq->ready[r] = n;
+    ready_limit(seq, n);
     if (n >= seq->positions) return;
     memset(seq->done + n, 0, (size_t)(seq->positions - n));
     memset(seq->left + n, 0, (size_t)(seq->positions - n));
@@ -261,12 +291,13 @@ void kv_release(struct kv_sequence *seq) {
     seq->joined = false;
 }
 
-bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n) {
+bool kv_fork(struct kv_sequence *seq, struct kv_sequence *from, int32_t n) {
     CHECK_EQ(seq->positions, 0);
     CHECK_EQ(seq->loops, from->loops);
     int32_t whole = n / KV_BLOCK, blocks = (n + KV_BLOCK - 1) / KV_BLOCK;
     int32_t copies = blocks == whole ? 0 : block_joined(from, whole) ? 1 : seq->loops;
     if (kv_pool_available(seq->pool) < copies) return false;
+    kv_pay(from, n);
     for (int32_t r = 0; r < seq->loops; r++) {
         CHECK_LE(n, from->ready[r]);
         for (int32_t i = 0; i < blocks; i++) {
@@ -279,7 +310,7 @@ bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n)
                 block = memcpy(kv_block_take(seq->pool), block, seq->pool->block_size);
             table(seq, r)[i] = block;
         }
-        seq->ready[r] = n;
+        seq->ready[r] = seq->there[r] = n;
     }
     seq->positions = blocks * KV_BLOCK;
     seq->joined = blocks > 0 && kv_joined_blocks(seq) == blocks;
@@ -295,6 +326,7 @@ void kv_append(struct kv_sequence *seq, void *const *blocks) {
         kv_block_share(seq->pool, blocks[r]);
         table(seq, r)[seq->positions / KV_BLOCK] = blocks[r];
         seq->ready[r] += KV_BLOCK;
+        seq->there[r] = seq->ready[r];
     }
     memset(seq->done + seq->positions, seq->loops, KV_BLOCK);
     memset(seq->left + seq->positions, seq->loops, KV_BLOCK);
@@ -331,6 +363,7 @@ void kv_reuse(struct kv_sequence *seq, enum kv_policy policy, int32_t loops) {
     kv_release(seq);
     seq->policy = policy;
     seq->loops = loops;
+    seq->owes = false;
 }
 
 void kv_truncate(struct kv_sequence *seq, int32_t n) {
@@ -338,8 +371,8 @@ void kv_truncate(struct kv_sequence *seq, int32_t n) {
     for (int32_t r = 0; r < seq->loops; r++) {
         for (int32_t i = block; i < seq->positions / KV_BLOCK; i++)
             block_zero_from(&seq->pool->geometry, kv_table(seq, r)[i], i == block ? n % KV_BLOCK : 0);
-        if (seq->ready[r] > n) seq->ready[r] = n;
     }
+    ready_limit(seq, n);
     if (n < seq->capacity) {
         memset(seq->done + n, 0, (size_t)(seq->capacity - n));
         memset(seq->left + n, 0, (size_t)(seq->capacity - n));

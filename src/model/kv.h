@@ -48,9 +48,12 @@ struct kv_sequence {
     uint8_t *done;     /* [capacity] n(p): loops run at p */
     uint8_t *left;     /* [capacity] loop at which the token left, 1..loops; 0 while it has not */
     int32_t *ready;    /* [loops] positions [0, ready[r]) all have plane r, computed, lent or joined */
-    bool joined;       /* shared-*: all blocks are, and rows are generated */
-    void *aside;       /* shared-mean, shared-first: a block whose slot r is for what the row on its way made in loop r,
-                          the last one aside; or NULL */
+    int32_t *there; /* [loops] with `owes`: of these the planes of [0, there[r]) are in memory, the others are owed */
+    bool owes;      /* last-exited: planes are lent when a row is about to read them (kv_owed), not when their token
+                       leaves: by then there are more of them, side by side, and some are never read */
+    bool joined;    /* shared-*: all blocks are, and rows are generated */
+    void *aside;    /* shared-mean, shared-first: a block whose slot r is for what the row on its way made in loop r,
+                       the last one aside; or NULL */
 };
 
 /* capacity_max positions at most, loops planes. */
@@ -79,6 +82,10 @@ void kv_enter(struct kv_sequence *seq, int32_t loop, int32_t first, int32_t coun
  * copies are appended to lends, and under shared-* what is to stay of a generated row (room for loops); returns their
  * number. */
 int32_t kv_leave(struct kv_sequence *seq, int32_t p, int32_t depth, struct kv_lend *lends);
+/* Appends the copies that plane `loop` is owed at positions [0, n), before a row at n enters; `room` at most, and says
+ * how many. 0: it has them all. kv_pay makes them at once, at every loop. */
+int32_t kv_owed(struct kv_sequence *seq, int32_t loop, int32_t n, struct kv_lend *lends, int32_t room);
+void kv_pay(struct kv_sequence *seq, int32_t n);
 /* The row at p has run and goes on: what a policy has to keep of this loop is appended to lends (room for one). */
 int32_t kv_stay(const struct kv_sequence *seq, int32_t p, struct kv_lend *lends);
 /* Forgets positions >= n (their blocks stay reserved and are zeroed from n on). */
@@ -91,7 +98,7 @@ void kv_release(struct kv_sequence *seq);
 /* The sequence, which holds no block, takes over positions [0, n) of another that have left at every loop: whole blocks
  * are shared, the last is copied when it is cut. Rows of a turn that began before n must not follow joined blocks.
  * False when the pool has too few blocks for the copy. */
-bool kv_fork(struct kv_sequence *seq, const struct kv_sequence *from, int32_t n);
+bool kv_fork(struct kv_sequence *seq, struct kv_sequence *from, int32_t n);
 /* Appends a block per loop, whose positions all have every plane; the sequence's positions so far fill whole blocks. */
 void kv_append(struct kv_sequence *seq, void *const *blocks);
 

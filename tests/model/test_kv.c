@@ -255,6 +255,74 @@ static float mean_of(int32_t p) {
     return p % 3 ? (float)((24.0 * p + 7) / 3) : (float)(8 * p + 1);
 }
 
+/* Plane r at position p, of a token that left after `depth` loops: its last one's. */
+static void assert_plane(const struct kv_sequence *s, int32_t r, int32_t p, int32_t depth) {
+    float made = (float)(8 * p + (1 << (r < depth ? r : depth - 1)));
+    assert_true(*key_of(kv_table(s, r)[p / 64], p % 64) == made);
+}
+
+/* Owed planes are copied when a row is about to read them, no sooner, and each once; a fork, and who keeps blocks, pay
+ * for all. */
+static void test_owed(void **state) {
+    (void)state;
+    struct kv_pool pool;
+    struct kv_sequence a, b;
+    struct kv_lend lends[4];
+    assert_int_equal(kv_pool_init(&pool, backend, small, 12, NULL), 0);
+    assert_int_equal(kv_sequence_init(&a, &pool, KV_POLICY_LAST_EXITED, 3, 128, NULL), 0);
+    assert_int_equal(kv_sequence_init(&b, &pool, KV_POLICY_LAST_EXITED, 3, 128, NULL), 0);
+    a.owes = true;
+    assert_true(kv_reserve(&a, 128));
+    for (int r = 0; r < 3; r++)
+        for (int p = 0; p < 72; p++) *key_of(kv_table(&a, r)[p / 64], p % 64) = (float)(r ? -1 : 8 * p + 1);
+    for (int p = 0; p < 70; p++) {
+        kv_enter(&a, 0, p, 1);
+        assert_int_equal(kv_leave(&a, p, 1, lends), 0);
+    }
+    assert_int_equal(kv_owed(&a, 2, 3, lends, 2), 2);
+    assert_int_equal(kv_owed(&a, 2, 3, lends, 2), 1);
+    assert_true(lends->from == kv_table(&a, 0)[0] && lends->to == kv_table(&a, 2)[0] && lends->of == 1);
+    assert_true(lends->from_slot == 2 && lends->to_slot == 2);
+    assert_int_equal(kv_owed(&a, 2, 3, lends, 2), 0);
+    kv_drop(&a, 1); /* what is gone is owed again when it has run again */
+    for (int p = 1; p < 70; p++) {
+        kv_enter(&a, 0, p, 1);
+        kv_leave(&a, p, 1, lends);
+    }
+    assert_int_equal(kv_owed(&a, 2, 2, lends, 4), 1);
+    *key_of(kv_table(&a, 2)[0], 0) = 1; /* of the copies asked for that nobody made here */
+    *key_of(kv_table(&a, 2)[0], 1) = 9;
+    assert_true(kv_fork(&b, &a, 66));
+    for (int r = 0; r < 3; r++)
+        for (int p = 0; p < 66; p++) {
+            assert_plane(&a, r, p, 1);
+            assert_plane(&b, r, p, 1);
+        }
+    assert_true(*key_of(kv_table(&a, 1)[1], 67 % 64) == -1);
+    kv_pay(&a, 70);
+    for (int r = 0; r < 3; r++)
+        for (int p = 0; p < 70; p++) assert_plane(&a, r, p, 1);
+    for (int r = 0; r < 3; r++) kv_enter(&a, r, 70, 1);
+    assert_int_equal(kv_owed(&a, 1, 71, lends, 4), 0);
+    kv_sequence_free(&a);
+    kv_sequence_free(&b);
+    assert_int_equal(kv_pool_available(&pool), 12);
+    kv_pool_free(&pool);
+}
+
+static void reads_owed(struct kv_sequence *s) {
+    struct kv_lend lends[4];
+    s->owes = true;
+    kv_enter(s, 0, 0, 2);
+    kv_leave(s, 0, 1, lends);
+    kv_enter(s, 1, 1, 1); /* position 0 owes plane 1 */
+}
+
+static void test_reads_owed(void **state) {
+    (void)state;
+    assert_true(aborts(reads_owed));
+}
+
 /* shared-mean: what others hold is not written over; with too few blocks a part is joined, and the rest later. */
 static void test_mean(void **state) {
     (void)state;
@@ -350,9 +418,10 @@ static void test_beyond_2_31(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),   cmocka_unit_test(test_invariants),
-                                       cmocka_unit_test(test_truncate), cmocka_unit_test(test_truncate_q8),
-                                       cmocka_unit_test(test_drop),     cmocka_unit_test(test_fork),
-                                       cmocka_unit_test(test_mean),     cmocka_unit_test(test_beyond_2_31)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),     cmocka_unit_test(test_invariants),
+                                       cmocka_unit_test(test_truncate),   cmocka_unit_test(test_truncate_q8),
+                                       cmocka_unit_test(test_drop),       cmocka_unit_test(test_fork),
+                                       cmocka_unit_test(test_mean),       cmocka_unit_test(test_owed),
+                                       cmocka_unit_test(test_reads_owed), cmocka_unit_test(test_beyond_2_31)};
     return cmocka_run_group_tests(tests, open_backend, close_backend);
 }
