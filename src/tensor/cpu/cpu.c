@@ -17,8 +17,8 @@ struct cpu {
     struct backend backend; /* first, so that a backend is its cpu */
     const struct cpu_table *table;
     struct team *team;
-    unsigned char *scratch; /* CPU_SCRATCH per worker */
-    worker_taken *taken[2]; /* [threads] for ops in turn */
+    unsigned char *scratch;        /* CPU_SCRATCH per worker */
+    struct worker_taken *taken[2]; /* [threads] for ops in turn */
 };
 
 const struct cpu_table *const *cpu_tables(void) {
@@ -55,13 +55,14 @@ void worker_share(const struct worker *worker, int64_t n, int64_t grain, int64_t
 }
 
 /* Takes one unit of the n that `taken` counts, from the front or the end: its index, or -1 when there is none. */
-static int64_t take_one(worker_taken *taken, int64_t n, bool front) {
-    uint64_t old = atomic_load_explicit(taken, memory_order_relaxed);
+static int64_t take_one(struct worker_taken *taken, int64_t n, bool front) {
+    uint64_t old = atomic_load_explicit(&taken->units, memory_order_relaxed);
     for (;;) {
         int64_t first = (int64_t)(uint32_t)old, last = n - 1 - (int64_t)(old >> 32);
         if (first > last) return -1;
         uint64_t next = old + (front ? 1 : (uint64_t)1 << 32);
-        if (atomic_compare_exchange_weak_explicit(taken, &old, next, memory_order_relaxed, memory_order_relaxed))
+        if (atomic_compare_exchange_weak_explicit(&taken->units, &old, next, memory_order_relaxed,
+                                                  memory_order_relaxed))
             return front ? first : last;
     }
 }
@@ -91,7 +92,7 @@ static void execute_worker(void *context, int index, int count) {
         const struct op *op = &pass->ops[i];
         worker.taken = cpu->taken[i % 2];
         /* Nobody is at the op before any more; the barrier below makes the zero known to the next. */
-        atomic_store_explicit(&cpu->taken[(i + 1) % 2][index], 0, memory_order_relaxed);
+        atomic_store_explicit(&cpu->taken[(i + 1) % 2][index].units, 0, memory_order_relaxed);
         cpu->table->ops[op->kind](op, &worker);
         if (i + 1 < pass->count) team_barrier(cpu->team);
     }
@@ -101,7 +102,8 @@ static void cpu_execute(struct backend *backend, const struct pass *pass) {
     struct cpu *cpu = (struct cpu *)backend;
     struct execution execution = {cpu, pass};
     if (!pass->count) return;
-    for (int i = 0; i < cpu->backend.threads; i++) atomic_store_explicit(&cpu->taken[0][i], 0, memory_order_relaxed);
+    for (int i = 0; i < cpu->backend.threads; i++)
+        atomic_store_explicit(&cpu->taken[0][i].units, 0, memory_order_relaxed);
     team_run(cpu->team, execute_worker, &execution);
 }
 
@@ -175,7 +177,10 @@ int cpu_open(struct backend **backend, int n_threads, const char *table, looplm_
             .close = cpu_close,
         };
         cpu->scratch = memory_alloc(CPU_SCRATCH * (size_t)cpu->backend.threads);
-        for (int i = 0; i < 2; i++) cpu->taken[i] = calloc((size_t)cpu->backend.threads, sizeof *cpu->taken[i]);
+        for (int i = 0; i < 2; i++) {
+            cpu->taken[i] =
+                aligned_alloc(alignof(struct worker_taken), (size_t)cpu->backend.threads * sizeof *cpu->taken[i]);
+        }
         if (!cpu->scratch || !cpu->taken[0] || !cpu->taken[1])
             status = error_set(err, LOOPLM_MEMORY, "no memory for the scratch of %d threads", cpu->backend.threads);
     }

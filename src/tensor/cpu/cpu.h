@@ -4,18 +4,22 @@
 
 #include "tensor/backend.h"
 
+#include <stdalign.h>
 #include <stdatomic.h>
 
 struct team;
 
-/* How much of a worker's share of an op has been taken from its front (low half) and from its end (high half). */
-typedef _Atomic uint64_t worker_taken;
+/* How much of a worker's share of an op has been taken from its front (low half) and from its end (high half). Alone in
+ * the two lines that processors fetch together: each worker counts up its own at every unit. */
+struct worker_taken {
+    alignas(128) _Atomic uint64_t units;
+};
 
 /* What a kernel knows of the thread it runs on: it does its share `index` of `count`. */
 struct worker {
     int index, count;
-    void *scratch;       /* CPU_SCRATCH bytes of its own, 64-byte aligned, contents undefined */
-    worker_taken *taken; /* [count] of the op at hand, zero before it */
+    void *scratch;              /* CPU_SCRATCH bytes of its own, 64-byte aligned, contents undefined */
+    struct worker_taken *taken; /* [count] of the op at hand, zero before it */
 };
 #define CPU_SCRATCH ((size_t)4 << 20)
 
