@@ -11,6 +11,7 @@
 #include "engine/cost.h"
 
 #define COST_FIRST 3     /* measurements before a number of rows is known */
+#define COST_WARM 8      /* passes that are not counted: the first run cold, of a small model twice as long */
 #define COST_RATE 0.0625 /* of a new one; what lies further off the mean than a quarter counts as that */
 #define COST_STEP 0.25
 #define COST_LEAST 0.25   /* of a mean: no position takes it below */
@@ -126,7 +127,8 @@ static void learn_after(struct costs *c, double seconds) {
 }
 
 void costs_pass(struct costs *c, int32_t n, double position, double seconds, bool read, bool prompt) {
-    bool counts = !prompt && n < COST_ROWS;
+    bool counts = !prompt && n < COST_ROWS && c->warm >= COST_WARM;
+    if (!prompt && c->warm < COST_WARM) c->warm++;
     if (counts) {
         if (n == c->last.rows && c->read != c->last.after) learn_after(c, seconds);
         double without = seconds - c->after;

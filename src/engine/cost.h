@@ -31,8 +31,9 @@ struct costs {
         int32_t rows; /* 0: of a prompt, or of more rows than are counted */
         bool after;
         double seconds;
-    } last;    /* the last pass */
-    bool read; /* the head, in the last pass */
+    } last;       /* the last pass */
+    bool read;    /* the head, in the last pass */
+    int32_t warm; /* passes so far, of the first few */
 };
 
 /* A pass of n rows at this mean position; read: it was followed by a head read. prompt: rows of one were in it. They

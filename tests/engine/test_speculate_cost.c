@@ -243,6 +243,31 @@ static void test_cost_positions(void **state) {
     assert_true(fabs(cost_at(&t, 1) - 1.1) < 0.2 && fabs(cost_at(&t, 4) - 2) < 0.2);
 }
 
+/* A mean is not carried below a quarter of itself, and a few positions tell no slope. */
+static void test_cost_positions_limits(void **state) {
+    (void)state;
+    struct cost_table t = {0}, few = {0};
+    for (int p = 10; p < 250; p++) add(&t, 1, 1, p, 1 + 0.01 * (p - 10));
+    add(&t, 20, 4, 250, 6);
+    add(&t, 20, 1, 10, 1);
+    assert_true(fabs(cost_at(&t, 4) - 1.5) < 0.1); /* the slope alone would say less than nothing */
+    for (int i = 0; i < 24; i++) add(&few, 1, 1, 10 + i % 6, 1 + 0.02 * (i % 6));
+    add(&few, 20, 4, 12, 1.6);
+    add(&few, 1, 2, 250, 1.1); /* of a number that is not known yet: it says where now is */
+    assert_true(cost_at(&few, 4) > 1.5 && cost_at(&few, 4) < 2.2);
+}
+
+/* The first passes run cold and are not counted, whatever their rows; those of a prompt before them do not warm. */
+static void test_cost_cold(void **state) {
+    (void)state;
+    struct costs c = {0};
+    for (int i = 0; i < 20; i++) costs_pass(&c, 1, 0, 9, false, true);
+    for (int i = 0; i < 8; i++) costs_pass(&c, 1, 0, 2.4, i == 4, false);
+    assert_false(cost_known(&c.pass, 1));
+    for (int i = 0; i < 4; i++) costs_pass(&c, 1, 0, 1, false, false);
+    assert_true(cost_known(&c.pass, 1) && cost_at(&c.pass, 1) == 1 && c.after == 0);
+}
+
 /* What a pass takes longer because the head was read before it counts as the read's; a prompt's passes say nothing. */
 static void test_cost_after_read(void **state) {
     (void)state;
@@ -259,8 +284,10 @@ static void test_cost_after_read(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cost_table),      cmocka_unit_test(test_cost_positions),
-                                       cmocka_unit_test(test_cost_after_read), cmocka_unit_test(test_bound),
-                                       cmocka_unit_test(test_never_loses),     cmocka_unit_test(test_grown)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cost_table),      cmocka_unit_test(test_cost_positions),
+        cmocka_unit_test(test_cost_after_read), cmocka_unit_test(test_cost_positions_limits),
+        cmocka_unit_test(test_cost_cold),       cmocka_unit_test(test_bound),
+        cmocka_unit_test(test_never_loses),     cmocka_unit_test(test_grown)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
