@@ -88,6 +88,24 @@ static void copy_column(char *to, const char *from, size_t element, int n) {
     }
 }
 
+/* The lines of one (layer, kv head) that a copy reads and writes. */
+static void fetch_head(const struct kv_geometry *kv, const struct kv_lend *lend, size_t at) {
+    const size_t element = kv_element_size(kv->type), row = element * (size_t)kv->head_dim, panel = row * LANES;
+    if (lend->of != 1) return;
+    const char *from = (const char *)lend->from + at, *to = (const char *)lend->to + at;
+    const size_t key = panel * (size_t)(lend->from_slot / LANES), key_to = panel * (size_t)(lend->to_slot / LANES),
+                 value = kv_half_size(kv) + row * (size_t)lend->from_slot,
+                 value_to = kv_half_size(kv) + row * (size_t)lend->to_slot;
+    for (size_t i = 0; i < panel; i += 64) {
+        __builtin_prefetch(from + key + i, 0);
+        __builtin_prefetch(to + key_to + i, 1);
+    }
+    for (size_t i = 0; i < row; i += 64) {
+        __builtin_prefetch(from + value + i, 0);
+        __builtin_prefetch(to + value_to + i, 1);
+    }
+}
+
 /* Copies the keys, or with `value` the values, of one (layer, kv head), which start `at` bytes into the blocks. */
 static void copy_head(const struct kv_geometry *kv, const struct kv_lend *lend, size_t at, bool value) {
     const size_t element = kv_element_size(kv->type);
@@ -128,10 +146,16 @@ void naive_kv_lend(const struct op *op, const struct worker *worker) {
     const struct kv_geometry *kv = &o->kv;
     int64_t begin, end;
     worker_share(worker, (int64_t)kv->layers * kv->kv_heads, 1, &begin, &end);
-    /* Head by head, since a row that leaves early lends the same numbers to several planes: they are in cache then. */
+    /* Head by head, since copies of a row to several planes, and of neighbours, then find the lines in cache; the lines
+     * of the next copy come meanwhile. */
     for (int64_t i = begin; i < end; i++) {
         const size_t keys = kv_offset(kv, (int)(i / kv->kv_heads), (int)(i % kv->kv_heads));
-        for (const struct kv_lend *lend = o->lends; lend < o->lends + o->n_lends; lend++) {
+        for (int n = 0; n < o->n_lends; n++) {
+            const struct kv_lend *lend = &o->lends[n];
+            if (n + 1 < o->n_lends)
+                fetch_head(kv, lend + 1, keys);
+            else if (i + 1 < end)
+                fetch_head(kv, o->lends, kv_offset(kv, (int)((i + 1) / kv->kv_heads), (int)((i + 1) % kv->kv_heads)));
             if (lend->of == 0) continue;
             for (int value = 0; value < 2; value++)
                 (lend->of == 1 ? copy_head : mean_head)(kv, lend, keys + (value ? kv_half_size(kv) : 0), value);
