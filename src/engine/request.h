@@ -73,6 +73,7 @@ struct request_counters {
     int32_t cached, shared;         /* positions that came from the prefix cache, from another request's blocks */
     int32_t replayed;               /* positions that had run before a preemption and ran again */
     int32_t preemptions, blocks_max;
+    int64_t evictions;             /* entries that the prefix cache gave up to make room for it */
     double queue_s, compute_s;     /* waiting in all; its rows' share of passes and head reads */
     double first_token_s, total_s; /* from submission */
 };

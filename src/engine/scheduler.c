@@ -177,10 +177,18 @@ static int32_t shareable(const struct request *r) {
     return kv_joined_blocks(kv) > 0 && n < r->options.n_prompt ? 0 : n;
 }
 
+/* Cached blocks that nobody uses go until so many are free, or none is left. */
+static void evict_for(struct scheduler *s, struct request *r, int64_t blocks) {
+    if (!s->cache) return;
+    int64_t before = prefix_cache_counters(s->cache).evicted;
+    prefix_cache_evict(s->cache, blocks);
+    r->counters.evictions += prefix_cache_counters(s->cache).evicted - before;
+}
+
 static void adopt(struct scheduler *s, struct request *r) {
     if (r->options.score) return; /* every position is to be predicted from */
     int32_t shared = shareable(r), cached = 0;
-    if (shared % KV_BLOCK && s->cache) prefix_cache_evict(s->cache, r->planes);
+    if (shared % KV_BLOCK) evict_for(s, r, r->planes);
     if (shared > 0 && !sequence_adopt(r->sequence, r->parent->sequence, shared)) shared = 0;
     if (shared == 0) cached = adopt_cached(s, r);
     r->n_kept = cached / KV_BLOCK;
@@ -376,11 +384,17 @@ static bool release_ended(struct scheduler *s) {
     return false;
 }
 
+static struct request *request_of(const struct scheduler *s, const struct sequence *sequence) {
+    int32_t i = 0;
+    while (s->places[i] != sequence) i++;
+    return s->requests[i];
+}
+
 /* reclaim_fn: cached blocks nobody uses go first, then the last in rank. */
 static bool reclaim(void *context, struct sequence *sequence) {
     struct scheduler *s = context;
     int64_t available = kv_pool_available(s->pool);
-    if (s->cache) prefix_cache_evict(s->cache, available + sequence_kv(sequence)->loops);
+    evict_for(s, request_of(s, sequence), available + sequence_kv(sequence)->loops);
     if (kv_pool_available(s->pool) > available || release_ended(s)) return true;
     struct request *last = last_in_rank(s);
     if (!last || last->sequence == sequence) return false;
@@ -390,12 +404,12 @@ static bool reclaim(void *context, struct sequence *sequence) {
 
 /* Blocks that are missing for a request that has just been placed: those of its ids that it did not take over, and, so
  * that nobody is preempted at once, a block at each loop for all that run. */
-static int64_t missing(struct scheduler *s, const struct request *r) {
+static int64_t missing(struct scheduler *s, struct request *r) {
     if (s->options.reserve_worst_case) return s->reserved - s->pool->n_blocks;
     int32_t want = r->n_ids < r->capacity ? r->n_ids + 1 : r->capacity;
     int64_t blocks = blocks_for(r, want) - blocks_for(r, sequence_kv(r->sequence)->positions);
     if (s->counters.running > 1) blocks += (int64_t)s->counters.running * s->options.planes;
-    if (s->cache) prefix_cache_evict(s->cache, blocks);
+    evict_for(s, r, blocks);
     return blocks - kv_pool_available(s->pool);
 }
 
@@ -425,7 +439,9 @@ static void wait_on(struct scheduler *s, struct request *r, const struct request
     displace(s, r);
     enqueue(s, r);
     r->queued = queued;
+    int64_t evictions = r->counters.evictions;
     r->counters = *counters;
+    r->counters.evictions = evictions; /* what went is gone */
 }
 
 static void count_admission(struct scheduler *s, struct request *r, const struct request_counters *before) {

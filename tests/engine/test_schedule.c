@@ -335,11 +335,20 @@ static void end_schedule(struct schedule *s, struct scheduler_counters *totals) 
     assert_int_equal(c.blocks_used, c.cache_blocks);
     scheduler_forget_prefixes(s->scheduler);
     assert_int_equal(scheduler_counters(s->scheduler).blocks_used, 0);
+    int64_t preemptions = 0, evictions = 0, replayed = 0, cached = 0, shared = 0;
     for (int32_t i = 0; i < s->n_plays; i++) {
+        const struct request_counters *r = &s->plays[i].request->counters;
         assert_true(s->plays[i].finished);
         assert_exact(s, &s->plays[i]);
+        preemptions += r->preemptions;
+        evictions += r->evictions;
+        replayed += r->replayed;
+        cached += r->cached;
+        shared += r->shared;
         request_close(s->plays[i].request);
     }
+    assert_true(preemptions == c.preemptions && evictions == c.evictions && replayed == c.replayed);
+    assert_true(cached == c.cached && shared == c.shared);
     totals->submitted += c.submitted;
     totals->preemptions += c.preemptions;
     totals->replayed += c.replayed;
