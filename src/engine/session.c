@@ -251,7 +251,7 @@ static char *meta_text(const looplm_session *s) {
     snprintf(model, sizeof model, "%016llx", (unsigned long long)model_fingerprint(s->model->model));
     json_t *meta =
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:i, s:f, s:I, s:b}", "format",
-                  "looplm-session-1", "model", model, "exit", o->exit, "kv", o->kv, "kv_type", o->kv_type, "speculate",
+                  "looplm-session-2", "model", model, "exit", o->exit, "kv", o->kv, "kv_type", o->kv_type, "speculate",
                   o->speculate, "context", o->context, "chunk", o->chunk, "adaptive_prompt", o->adaptive_prompt,
                   "temperature", (double)o->temperature, "top_p", (double)o->top_p, "min_p", (double)o->min_p, "top_k",
                   o->top_k, "repetition_penalty", (double)o->repetition_penalty, "seed", (json_int_t)o->seed,
@@ -307,8 +307,8 @@ static int read_meta(const struct safetensors *st, const char *path, struct save
         (status = json_need_int(at, "seed", INT64_MIN, INT64_MAX, &integer[3], err)) ||
         (status = json_need_bool(at, "tail_sampled", &saved->tail_sampled, err)))
         return status;
-    if (strcmp(format, "looplm-session-1") != 0)
-        return error_set(err, LOOPLM_FORMAT, "%s: session format '%s' is unknown; this build reads looplm-session-1",
+    if (strcmp(format, "looplm-session-2") != 0)
+        return error_set(err, LOOPLM_FORMAT, "%s: session format '%s' is unknown; this build reads looplm-session-2",
                          path, format);
     snprintf(saved->model, sizeof saved->model, "%s", model);
     if (json_object_get(*json, "speculate") && (status = json_need_string(at, "speculate", &o->speculate, err)))

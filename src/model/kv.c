@@ -244,7 +244,7 @@ static void block_zero_from(const struct kv_geometry *g, unsigned char *block, i
         memset(block, 0, kv_block_size(g));
         return;
     }
-    size_t half = kv_half_size(g), element = kv_element_size(g->type);
+    size_t half = kv_values_after(g), element = kv_element_size(g->type);
     size_t scales = KV_BLOCK * (size_t)g->head_dim + sizeof(uint16_t) * (size_t)slot; /* q8 */
     for (int32_t layer = 0; layer < g->layers; layer++) {
         for (int32_t head = 0; head < g->kv_heads; head++) {

@@ -67,10 +67,11 @@ enum kv_type {
 #undef X
 };
 
-/* One block holds KV_BLOCK positions of one loop: [layers][G]{ keys, values }. Keys: KV_BLOCK / LANES panels of
- * [K][LANES]; values: [KV_BLOCK][K]. (In the double build f32 means double.) q8: an element is a signed byte,
- * -127..127, times the scale of its position; the scales [KV_BLOCK], in bf16, lie behind the keys' bytes, and behind
- * the values'. How a key or value becomes bytes and a scale is said in quant.h. */
+/* One block holds KV_BLOCK positions of one loop: [layers]{ keys [G], values [G] }, so that what a token reads of the
+ * heads of a layer lies together. Keys: KV_BLOCK / LANES panels of [K][LANES]; values: [KV_BLOCK][K]. (In the double
+ * build f32 means double.) q8: an element is a signed byte, -127..127, times the scale of its position; the scales
+ * [KV_BLOCK], in bf16, lie behind the keys' bytes, and behind the values'. How a key or value becomes bytes and a scale
+ * is said in quant.h. */
 struct kv_geometry {
     enum kv_type type;
     int32_t layers, kv_heads, head_dim;
@@ -81,8 +82,9 @@ static inline size_t kv_element_size(enum kv_type type) {
 /* Bytes of the keys, or the values, of one (layer, kv head) in a block, scales included. */
 size_t kv_half_size(const struct kv_geometry *g);
 size_t kv_block_size(const struct kv_geometry *g); /* bytes of a block */
-/* Bytes from the start of a block to the keys of (layer, kv head); the values follow kv_half_size() later. */
+/* Bytes from the start of a block to the keys of (layer, kv head), and from those to the values. */
 size_t kv_offset(const struct kv_geometry *g, int layer, int kv_head);
+size_t kv_values_after(const struct kv_geometry *g);
 
 /* A run: `count` consecutive positions of one sequence at one loop, in rows row .. row+count-1 of the pass. blocks[p /
  * KV_BLOCK] is the block that holds position p of this loop; position p attends to positions 0..p of the same table. */

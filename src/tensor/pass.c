@@ -59,5 +59,9 @@ size_t kv_block_size(const struct kv_geometry *g) {
 }
 
 size_t kv_offset(const struct kv_geometry *g, int layer, int kv_head) {
-    return 2 * kv_half_size(g) * ((size_t)layer * (size_t)g->kv_heads + (size_t)kv_head);
+    return kv_half_size(g) * (2 * (size_t)layer * (size_t)g->kv_heads + (size_t)kv_head);
+}
+
+size_t kv_values_after(const struct kv_geometry *g) {
+    return kv_half_size(g) * (size_t)g->kv_heads;
 }

@@ -128,7 +128,7 @@ static void test_truncate(void **state) {
     for (int i = 0; i < 2; i++) memset(kv_table(&s, 0)[i], 0x3f, pool.block_size);
     kv_enter(&s, 0, 0, 100);
     kv_truncate(&s, 21);
-    const float *keys = kv_table(&s, 0)[0], *values = keys + 64 * 16;
+    const float *keys = kv_table(&s, 0)[0], *values = keys + small.kv_heads * 64 * 16;
     for (int d = 0; d < 16; d++) {
         assert_true(keys[(16 + d) * 16 + 4] != 0 &&
                     keys[(16 + d) * 16 + 5] == 0); /* panel 1, lanes 4 and 5: positions 20 and 21 */
@@ -160,7 +160,8 @@ static void test_truncate_q8(void **state) {
             assert_int_equal(scales[2 * slot], want);
             assert_int_equal(scales[2 * slot + 1], want);
             for (int d = 0; d < K; d++)
-                assert_int_equal(half % 2 ? bytes[slot * K + d] : bytes[(slot / 16 * K + d) * 16 + slot % 16], want);
+                assert_int_equal(half / 2 % 2 ? bytes[slot * K + d] : bytes[(slot / 16 * K + d) * 16 + slot % 16],
+                                 want);
         }
     }
     kv_sequence_free(&s);
@@ -386,7 +387,7 @@ static void test_beyond_2_31(void **state) {
     assert_true(kv_reserve(&s, 1));
     unsigned char *block = kv_table(&s, 0)[0];
     assert_true((size_t)(block - pool.memory) == pool.block_size * (size_t)(blocks - 1));
-    uint16_t *values = (uint16_t *)(void *)(block + kv_offset(&g, 23, 15) + kv_half_size(&g));
+    uint16_t *values = (uint16_t *)(void *)(block + kv_offset(&g, 23, 15) + kv_values_after(&g));
     for (int d = 0; d < 128; d++)
         values[d] = (uint16_t)(0x3f80 + d); /* position 0; its only key takes all the weight */
     struct run run = {.count = 1, .blocks = kv_table(&s, 0)};

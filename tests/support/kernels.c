@@ -79,8 +79,8 @@ static char *kv_cache_half(const struct kv_cache *cache, bool value, int positio
     const struct kv_geometry *g = &cache->geometry;
     const size_t sizes[] = {sizeof(real), sizeof(uint16_t), 1}, scales[] = {0, 0, KV_BLOCK * sizeof(uint16_t)};
     size_t half = KV_BLOCK * (size_t)g->head_dim * sizes[g->type] + scales[g->type];
-    size_t plane = (size_t)layer * (size_t)g->kv_heads + (size_t)head;
-    return (char *)cache->blocks[position / KV_BLOCK] + (plane * 2 + (value ? 1 : 0)) * half;
+    size_t plane = 2 * (size_t)layer + (value ? 1 : 0);
+    return (char *)cache->blocks[position / KV_BLOCK] + (plane * (size_t)g->kv_heads + (size_t)head) * half;
 }
 
 /* Where the element is there: keys in panels of LANES positions with the head dimension running, values by row. */

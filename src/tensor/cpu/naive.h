@@ -80,7 +80,7 @@ static inline void *kv_keys(const struct kv_geometry *kv, void *const *blocks, i
 }
 static inline void *kv_values(const struct kv_geometry *kv, void *const *blocks, int64_t position, int layer,
                               int head) {
-    return (char *)kv_keys(kv, blocks, position, layer, head) + kv_half_size(kv);
+    return (char *)kv_keys(kv, blocks, position, layer, head) + kv_values_after(kv);
 }
 
 /* Where element d of the key, or of the value, at `position` lies in its block's keys or values. */

@@ -158,7 +158,7 @@ void naive_kv_lend(const struct op *op, const struct worker *worker) {
                 fetch_head(kv, o->lends, kv_offset(kv, (int)((i + 1) / kv->kv_heads), (int)((i + 1) % kv->kv_heads)));
             if (lend->of == 0) continue;
             for (int value = 0; value < 2; value++)
-                (lend->of == 1 ? copy_head : mean_head)(kv, lend, keys + (value ? kv_half_size(kv) : 0), value);
+                (lend->of == 1 ? copy_head : mean_head)(kv, lend, keys + (value ? kv_values_after(kv) : 0), value);
         }
     }
 }
@@ -256,7 +256,8 @@ static void naive_attention_grad_row(const struct op_attention_grad *o, const st
     }
     real delta = lanes_dot(dout, out, K);
     for (int64_t j = 0; j <= position; j++) {
-        const void *keys = kv_keys(kv, run->blocks, j, o->layer, g), *values = (const char *)keys + kv_half_size(kv);
+        const void *keys = kv_keys(kv, run->blocks, j, o->layer, g),
+                   *values = kv_values(kv, run->blocks, j, o->layer, g);
         real *dk = o->dk + (j * G + g) * K, *dv = o->dv + (j * G + g) * K, score = 0, dp = 0;
         for (int d = 0; d < K; d++) {
             score = real_fma(q[d], kv_load(kv->type, keys, kv_key_index(K, j, d)), score);
