@@ -189,14 +189,11 @@ static int32_t candidate(const struct prefix_cache *c) {
     return i;
 }
 
-bool prefix_cache_evict(struct prefix_cache *c, int64_t blocks) {
-    while (kv_pool_available(c->pool) < blocks) {
-        int32_t i = candidate(c);
-        if (i == NONE) return false;
-        drop(c, i);
-        c->counters.evicted++;
-    }
-    return true;
+int64_t prefix_cache_evict(struct prefix_cache *c, int64_t blocks) {
+    int64_t evicted = 0;
+    for (int32_t i; kv_pool_available(c->pool) < blocks && (i = candidate(c)) != NONE; evicted++) drop(c, i);
+    c->counters.evicted += evicted;
+    return evicted;
 }
 
 struct prefix_cache_counters prefix_cache_counters(const struct prefix_cache *c) {

@@ -43,8 +43,8 @@ bool prefix_cache_add(struct prefix_cache *cache, const struct prefix_key *key, 
                       int32_t loops, void *const *blocks);
 /* Marks an entry as used now. Call from the last of a chain to the first: a parent is then newer than its children. */
 void prefix_cache_touch(struct prefix_cache *cache, const struct prefix_key *key);
-/* Drops idle entries, least recently used first, until the pool has `blocks` available; true when it has. */
-bool prefix_cache_evict(struct prefix_cache *cache, int64_t blocks);
+/* Drops idle entries, least recently used first, until the pool has `blocks` available or none is left; how many. */
+int64_t prefix_cache_evict(struct prefix_cache *cache, int64_t blocks);
 
 struct prefix_cache_counters {
     int64_t entries, blocks; /* now */

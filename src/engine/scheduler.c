@@ -179,10 +179,7 @@ static int32_t shareable(const struct request *r) {
 
 /* Cached blocks that nobody uses go until so many are free, or none is left. */
 static void evict_for(struct scheduler *s, struct request *r, int64_t blocks) {
-    if (!s->cache) return;
-    int64_t before = prefix_cache_counters(s->cache).evicted;
-    prefix_cache_evict(s->cache, blocks);
-    r->counters.evictions += prefix_cache_counters(s->cache).evicted - before;
+    if (s->cache) r->counters.evictions += prefix_cache_evict(s->cache, blocks);
 }
 
 static void adopt(struct scheduler *s, struct request *r) {

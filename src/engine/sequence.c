@@ -456,7 +456,7 @@ int sequence_settle(struct sequence *s, looplm_error *err) {
     if (status) return status;
     kv_pay(&s->kv, s->n_fed);
     kv_truncate(&s->kv, s->n_fed);
-    return status;
+    return 0;
 }
 
 int sequence_restore(struct sequence *s, const int32_t *ids, const uint8_t *depths, int32_t n, int32_t n_run,

@@ -79,8 +79,6 @@ struct kv_geometry {
 static inline size_t kv_element_size(enum kv_type type) {
     return type == KV_F32 ? sizeof(real) : type == KV_BF16 ? sizeof(uint16_t) : sizeof(int8_t);
 }
-/* Bytes of the keys, or the values, of one (layer, kv head) in a block, scales included. */
-size_t kv_half_size(const struct kv_geometry *g);
 size_t kv_block_size(const struct kv_geometry *g); /* bytes of a block */
 /* Bytes from the start of a block to the keys of (layer, kv head), and from those to the values. */
 size_t kv_offset(const struct kv_geometry *g, int layer, int kv_head);

@@ -49,7 +49,8 @@ size_t weight_size(enum weight_type type, int64_t n, int64_t k) {
     return (size_t)(k * outputs) * sizeof(real);
 }
 
-size_t kv_half_size(const struct kv_geometry *g) {
+/* Bytes of the keys, or the values, of one (layer, kv head) in a block, scales included. */
+static size_t kv_half_size(const struct kv_geometry *g) {
     size_t scales = g->type == KV_Q8 ? KV_BLOCK * sizeof(uint16_t) : 0;
     return KV_BLOCK * (size_t)g->head_dim * kv_element_size(g->type) + scales;
 }

@@ -210,6 +210,8 @@ static void test_bad_sessions(void **state) {
     assert_program(*state, "$P run $M $T --resume text.txt", 1, "text.txt: ", NULL);
     assert_program(*state, "$P run $M $T --resume $M/model.safetensors", 1, "is not a saved session", NULL);
     assert_program(*state, "head -c 3000 s > cut; $P run $M $T --resume cut", 1, "cut: ", "truncated", NULL);
+    assert_program(*state, "LC_ALL=C sed s/looplm-session-2/looplm-session-1/ s > old; $P run $M $T --resume old", 1,
+                   "'looplm-session-1' is unknown", "reads looplm-session-2", NULL);
     assert_program(*state, "$P run $M $T --weights f32 --resume s", 1, "another model, or other weight types", NULL);
     /* Bytes turned one at a time over the head of the file: an error or a text, never a crash. */
     assert_program(*state,

@@ -27,15 +27,20 @@ static int close_backend(void **state) {
     return 0;
 }
 
+/* A pool of `small` blocks and two sequences of `loops` planes, `of_a` and `of_b` positions at most. */
+static void open_two(struct kv_pool *pool, int64_t blocks, int32_t loops, struct kv_sequence *a, int32_t of_a,
+                     struct kv_sequence *b, int32_t of_b) {
+    assert_int_equal(kv_pool_init(pool, backend, small, blocks, NULL), 0);
+    assert_int_equal(kv_sequence_init(a, pool, KV_POLICY_LAST_EXITED, loops, of_a, NULL), 0);
+    assert_int_equal(kv_sequence_init(b, pool, KV_POLICY_LAST_EXITED, loops, of_b, NULL), 0);
+}
+
 static void test_blocks(void **state) {
     (void)state;
     struct kv_pool pool;
     struct kv_sequence a, b;
-    looplm_error err;
-    assert_int_equal(kv_pool_init(&pool, backend, small, 6, &err), 0);
+    open_two(&pool, 6, 3, &a, 200, &b, 200);
     pool.poison = true;
-    assert_int_equal(kv_sequence_init(&a, &pool, KV_POLICY_LAST_EXITED, 3, 200, &err), 0);
-    assert_int_equal(kv_sequence_init(&b, &pool, KV_POLICY_LAST_EXITED, 3, 200, &err), 0);
     assert_true(kv_reserve(&a, 64));
     assert_true(kv_reserve(&a, 1));    /* nothing new */
     assert_false(kv_reserve(&a, 129)); /* six more, three are left: none is taken */
@@ -198,9 +203,7 @@ static void test_fork(void **state) {
     struct kv_pool pool;
     struct kv_sequence a, b;
     struct kv_lend lends[4];
-    assert_int_equal(kv_pool_init(&pool, backend, small, 6, NULL), 0);
-    assert_int_equal(kv_sequence_init(&a, &pool, KV_POLICY_LAST_EXITED, 2, 128, NULL), 0);
-    assert_int_equal(kv_sequence_init(&b, &pool, KV_POLICY_LAST_EXITED, 2, 192, NULL), 0);
+    open_two(&pool, 6, 2, &a, 128, &b, 192);
     assert_true(kv_reserve(&a, 100));
     for (int r = 0; r < 2; r++) kv_enter(&a, r, 0, 100);
     for (int p = 0; p < 100; p++) kv_leave(&a, p, 2, lends);
@@ -269,9 +272,7 @@ static void test_owed(void **state) {
     struct kv_pool pool;
     struct kv_sequence a, b;
     struct kv_lend lends[4];
-    assert_int_equal(kv_pool_init(&pool, backend, small, 12, NULL), 0);
-    assert_int_equal(kv_sequence_init(&a, &pool, KV_POLICY_LAST_EXITED, 3, 128, NULL), 0);
-    assert_int_equal(kv_sequence_init(&b, &pool, KV_POLICY_LAST_EXITED, 3, 128, NULL), 0);
+    open_two(&pool, 12, 3, &a, 128, &b, 128);
     a.owes = true;
     assert_true(kv_reserve(&a, 128));
     for (int r = 0; r < 3; r++)

@@ -94,8 +94,8 @@ static void fetch_head(const struct kv_geometry *kv, const struct kv_lend *lend,
     if (lend->of != 1) return;
     const char *from = (const char *)lend->from + at, *to = (const char *)lend->to + at;
     const size_t key = panel * (size_t)(lend->from_slot / LANES), key_to = panel * (size_t)(lend->to_slot / LANES),
-                 value = kv_half_size(kv) + row * (size_t)lend->from_slot,
-                 value_to = kv_half_size(kv) + row * (size_t)lend->to_slot;
+                 value = kv_values_after(kv) + row * (size_t)lend->from_slot,
+                 value_to = kv_values_after(kv) + row * (size_t)lend->to_slot;
     for (size_t i = 0; i < panel; i += 64) {
         __builtin_prefetch(from + key + i, 0);
         __builtin_prefetch(to + key_to + i, 1);
