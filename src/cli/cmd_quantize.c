@@ -61,14 +61,28 @@ static bool has_file(const char *directory, const char *name) {
     return has;
 }
 
-/* An original is never overwritten: what was rounded off cannot be had back. */
-static int check_out(const struct quantize_options *o, looplm_error *err) {
+/* Whether the weights of a directory are packed; config.json is written last, so one that a killed run left may lack
+ * it. */
+static bool holds_packed(const char *directory, const struct model_config *original) {
     struct model_config config;
+    if (model_config_read(&config, directory, NULL) == LOOPLM_OK) return config.packed;
+    struct safetensors files;
+    if (has_file(directory, "config.json") || safetensors_open(&files, directory, NULL) != LOOPLM_OK) return false;
+    struct packed_matrix first = packed_get(original, 0);
+    const struct safetensors_entry *entry;
+    enum weight_type type;
+    bool packed = packed_find(&files, &first, &entry, &type, NULL) == LOOPLM_OK;
+    safetensors_close(&files);
+    return packed;
+}
+
+/* An original is never overwritten: what was rounded off cannot be had back. */
+static int check_out(const struct quantize_options *o, const struct model_config *original, looplm_error *err) {
     if (same_directory(o->model, o->out))
         return error_set(err, LOOPLM_USAGE, "%s: it is the model itself; give another directory for the packed one",
                          o->out);
     bool weights = has_file(o->out, "model.safetensors") || has_file(o->out, "model.safetensors.index.json");
-    if (!weights || (model_config_read(&config, o->out, NULL) == LOOPLM_OK && config.packed)) return LOOPLM_OK;
+    if (!weights || holds_packed(o->out, original)) return LOOPLM_OK;
     return error_set(err, LOOPLM_USAGE,
                      "%s: weights that are not packed are there, and would be lost; give another directory", o->out);
 }
@@ -149,8 +163,8 @@ static int round_for(const char *directory, struct model *rounded, const struct 
 static int check(const struct quantize_options *o, struct pieces *text, looplm_error *err) {
     struct model_config config;
     int status = check_calibration(o, err);
-    if (!status) status = check_out(o, err);
     if (!status) status = check_original(o->model, &config, err);
+    if (!status) status = check_out(o, &config, err);
     if (!status && o->calibrate.count) status = read_text(o, &config, text, err);
     return status;
 }

@@ -86,6 +86,10 @@ static void test_refusals(void **state) {
                    "quantise the original", NULL);
     assert_program(*state, "$P quantize $M $M/. $T", 2, "it is the model itself", NULL);
     assert_program(*state, "cp -r $M copy && $P quantize $M copy $T", 2, "copy", "would be lost", NULL);
+    assert_program(*state, "rm copy/config.json && $P quantize $M copy $T", 2, "copy", "would be lost", NULL);
+    /* What a killed run left is done again. */
+    assert_program(*state, "rm packed/config.json && $P quantize $M packed $T && $P inspect packed", 0, "packed as q4",
+                   NULL);
     assert_program(*state, "$P quantize nowhere packed $T", 1, "nowhere", NULL);
     assert_program(*state, "$P quantize $M book.txt/x $T", 1, "book.txt", NULL);
 }
