@@ -96,11 +96,6 @@ static struct slot *row_slot(const struct engine *e, int32_t row) {
     return &e->rows[row].sequence->slots[e->rows[row].slot];
 }
 
-/* The rule must look at this slot after this pass: its own exit, or a prediction, depends on it. */
-static bool undecided(const struct slot *slot) {
-    return !slot->predicted && (slot->predicts || slot->target == SLOT_BY_RULE);
-}
-
 /* Plans one sequence, and remembers the first in the engine's order that lacks blocks. Returns the rows it got. */
 static int32_t plan(struct engine *e, int32_t i, int32_t chunk, int32_t *starved) {
     int32_t room = e->options.rows_max - e->n_certain;
@@ -151,7 +146,9 @@ static int collect_rows(struct engine *e, looplm_error *err) {
         starved = collect_round(e);
     speculate_fill(e);
     e->n_runs = e->n_rows = 0;
-    for (int32_t i = 0; i < e->n_sequences; i++) sequence_enter(e->sequences[i]);
+    for (int32_t i = 0; i < e->n_sequences; i++) sequence_enter(e->sequences[i], true);
+    e->n_mute_runs = e->n_runs;
+    for (int32_t i = 0; i < e->n_sequences; i++) sequence_enter(e->sequences[i], false);
     if (e->n_sequences) e->next = (e->next + 1) % e->n_sequences;
     if (e->n_rows == 0 && starved >= 0)
         return error_set(err, LOOPLM_LIMIT,
@@ -186,12 +183,12 @@ static void record_outputs(struct engine *e) {
         const struct slot *slot = row_slot(e, row);
         const struct sequence *s = e->rows[row].sequence;
         const real *h = e->workspace.buffers.h + (size_t)row * (size_t)c->hidden;
-        if (s->options.rule.kind == EXIT_DIFF && slot->done > 0 && undecided(slot))
+        if (s->options.rule.kind == EXIT_DIFF && slot->done > 0 && slot_undecided(slot))
             pass_add(&e->pass, (struct op){.kind = OP_DISTANCE,
                                            .distance = {h, s->h + (size_t)slot->row * (size_t)c->hidden,
                                                         e->distance + row, 1, c->hidden}});
     }
-    for (int32_t i = 0; i < e->n_runs; i++) {
+    for (int32_t i = e->n_mute_runs; i < e->n_runs; i++) {
         const struct run *run = &e->runs[i];
         pass_add(&e->pass, (struct op){.kind = OP_SCATTER,
                                        .rows = {.src = e->workspace.buffers.h + (size_t)run->row * (size_t)c->hidden,
@@ -202,15 +199,13 @@ static void record_outputs(struct engine *e) {
     }
 }
 
-/* Every sequence's share of the pass; its runs stand side by side. */
+/* Every sequence's share of the pass. */
 static void count_rows(struct engine *e, double seconds) {
-    const struct sequence *previous = NULL;
+    for (int32_t i = 0; i < e->n_sequences; i++) e->sequences[i]->counters.passes += e->sequences[i]->n_enter > 0;
     for (int32_t i = 0; i < e->n_runs; i++) {
         struct sequence *s = e->rows[e->runs[i].row].sequence;
-        s->counters.passes += s != previous;
         s->counters.rows += e->runs[i].count;
         s->counters.compute_s += seconds * e->runs[i].count / e->n_rows;
-        previous = s;
     }
 }
 
@@ -249,7 +244,7 @@ static void run_stack(struct engine *e) {
     enter_runs(e);
     pass_clear(&e->pass);
     record_inputs(e);
-    loop_record(&e->pass, e->model, &e->pool.geometry, e->runs, e->n_runs, e->n_rows, &e->workspace.buffers);
+    loop_record(&e->pass, e->model, &e->pool.geometry, e->runs, e->n_runs, e->n_mute_runs, &e->workspace.buffers);
     record_outputs(e);
     double begin = clock_seconds();
     e->model->backend->execute(e->model->backend, &e->pass);
@@ -330,7 +325,7 @@ static bool settle_row(struct engine *e, int32_t row, const struct exit_evidence
     struct slot *slot = row_slot(e, row);
     bool predicts = false;
     if (slot->waiting) return false;
-    if (undecided(slot)) {
+    if (slot_undecided(slot)) {
         bool replayed = slot->target != SLOT_BY_RULE && slot->done == slot->target;
         if (replayed || exit_decide(&s->options.rule, &slot->exit, evidence, s->last)) {
             slot->predicted = slot->done;
@@ -348,7 +343,7 @@ static bool settle_row(struct engine *e, int32_t row, const struct exit_evidence
 /* The rule looks at this row's logits: conf to decide, mix to sum what it predicts from. */
 static bool rule_reads_head(const struct sequence *s, const struct slot *slot) {
     enum exit_kind kind = s->options.rule.kind;
-    return undecided(slot) && (kind == EXIT_CONF || (kind == EXIT_MIX && slot->predicts));
+    return slot_undecided(slot) && (kind == EXIT_CONF || (kind == EXIT_MIX && slot->predicts));
 }
 
 static bool samples(const struct sequence *s, const struct slot *slot) {

@@ -89,6 +89,7 @@ struct engine {
     int32_t *indices;                  /* [rows_max] rows of sequence.h */
     real *distance;                    /* [rows_max] */
     int32_t n_runs, n_rows, n_certain; /* of the rows, those whose ids are certain */
+    int32_t n_mute_runs;               /* the first of the runs: see sequence_enter */
     int32_t prompts_wait;              /* passes since a prompt last got a row, while there are any */
     /* after the pass */
     struct kv_lend *lends; /* [lends_max] */
@@ -115,8 +116,13 @@ int32_t sequence_plan(struct sequence *sequence, int32_t room, int32_t chunk);
 int32_t sequence_rows(struct sequence *sequence, int32_t end);
 /* Gives the next proposed id a slot, if there is one to give; blocks that others may need are not taken for it. */
 void sequence_open_guess(struct sequence *sequence);
-/* Puts the planned rows into the engine's pass. */
-void sequence_enter(struct sequence *sequence);
+/* Puts the planned rows into the engine's pass: first those that are mute, whose last loop this is and whose state
+ * nobody reads after it, then the others. */
+void sequence_enter(struct sequence *sequence, bool mute);
+/* The rule must look at this slot after its pass: its own exit, or a prediction, depends on it. */
+static inline bool slot_undecided(const struct slot *slot) {
+    return !slot->predicted && (slot->predicts || slot->target == SLOT_BY_RULE);
+}
 /* The slot has been through a pass: counts the loop and advances its exit distribution. */
 void slot_advance(struct sequence *sequence, struct slot *slot, float lambda);
 /* Drops slots that are finished, keeping the order. */

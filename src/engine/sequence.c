@@ -358,12 +358,19 @@ static void add_row(struct sequence *s, int32_t slot, int32_t loop, bool extends
     e->rows[e->n_rows++] = (struct pass_row){s, slot};
 }
 
-/* Deepest loop first: a sequence's rows then stand in order of position, and are verified in that order. */
-static void add_rows(struct sequence *s, int32_t n) {
+/* Deepest loop first: a sequence's rows then stand in order of position, and are verified in that order. Mute rows are
+ * of the deepest loop and before all others, so that they may enter earlier. */
+static void add_rows(struct sequence *s, int32_t n, bool mute) {
+    bool silent = true;
     for (int32_t loop = s->kv.loops - 1; n > 0; loop--) {
         int32_t previous = -2;
         for (int32_t i = 0; i < s->n_slots; i++) {
             if (!s->slots[i].enters || s->slots[i].done != loop) continue;
+            if (loop + 1 < s->kv.loops || slot_undecided(&s->slots[i])) silent = false;
+            if (silent != mute) {
+                n--;
+                continue;
+            }
             add_row(s, i, loop, s->slots[i].position == previous + 1);
             previous = s->slots[i].position;
             n--;
@@ -398,8 +405,8 @@ void sequence_open_guess(struct sequence *s) {
     open_chunk(s, 1);
 }
 
-void sequence_enter(struct sequence *s) {
-    if (s->n_enter) add_rows(s, choose_slots(s, s->end));
+void sequence_enter(struct sequence *s, bool mute) {
+    if (s->n_enter) add_rows(s, choose_slots(s, s->end), mute);
 }
 
 real *sequence_kept(const struct sequence *s, int32_t position) {

@@ -24,7 +24,7 @@ static void run_chunk(struct study *s, struct kv_sequence *kv, struct loop_works
             pass_add(pass, (struct op){.kind = OP_EMBED,
                                        .embed = {&s->model->embed, ids + first, w->buffers.layers->x, count}});
         kv_enter(kv, r, first, count);
-        loop_record(pass, s->model, &kv->pool->geometry, &run, 1, count, &w->buffers);
+        loop_record(pass, s->model, &kv->pool->geometry, &run, 1, 0, &w->buffers);
         backend->execute(backend, pass);
         memcpy(h, w->buffers.h, (size_t)count * width * sizeof(real));
         memcpy(w->buffers.layers->x, h, (size_t)count * width * sizeof(real)); /* the next loop's input */

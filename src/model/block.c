@@ -38,8 +38,8 @@ static void add_branch(struct pass *pass, const struct model *model, const real 
                                            .eps = (real)c->norm_eps}});
 }
 
-static void add_attention(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,
-                          const struct rows *rows, const struct layer_buffers *b) {
+static void add_qkv(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,
+                    const struct rows *rows, const struct layer_buffers *b) {
     const struct model_config *c = &model->config;
     const struct layer *layer = &model->layers[index];
     int64_t ldqkv = (int64_t)(c->heads + 2 * c->kv_heads) * c->head_dim;
@@ -58,34 +58,62 @@ static void add_attention(struct pass *pass, const struct model *model, const st
                                        .kv = *kv,
                                        .layer = index,
                                        .heads = c->heads}});
+}
+
+static void add_attention(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,
+                          const struct rows *rows, const struct layer_buffers *b) {
+    const struct model_config *c = &model->config;
     pass_add(pass, (struct op){.kind = OP_ATTENTION,
                                .attention = {.q = b->q,
                                              .ldq = b->ldq,
                                              .out = b->att,
                                              .ldout = (int64_t)c->heads * c->head_dim,
                                              .lse = b->lse,
-                                             .runs = rows->runs,
-                                             .n_runs = rows->n_runs,
+                                             .runs = rows->runs + rows->mute_runs,
+                                             .n_runs = rows->n_runs - rows->mute_runs,
                                              .kv = *kv,
                                              .layer = index,
                                              .heads = c->heads,
                                              .scale = model_attention_scale(model)}});
 }
 
+/* The buffers of what follows attention from row `row` on. */
+static struct layer_buffers buffers_from(const struct layer_buffers *b, const struct model_config *c, int32_t row) {
+    struct layer_buffers from = *b;
+    const struct {
+        real **buffer;
+        int64_t width;
+    } table[] = {
+        {&from.x, c->hidden},  {&from.att, (int64_t)c->heads * c->head_dim},
+        {&from.o, c->hidden},  {&from.r2, 1},
+        {&from.x2, c->hidden}, {&from.n2, c->hidden},
+        {&from.r3, 1},         {&from.gate_up, 2 * (int64_t)c->ffn},
+        {&from.act, c->ffn},   {&from.down, c->hidden},
+        {&from.r4, 1},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        if (*table[i].buffer) *table[i].buffer += row * table[i].width;
+    return from;
+}
+
 void block_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,
                   const struct rows *rows, const struct layer_buffers *b, real *x_out) {
     const struct layer *layer = &model->layers[index];
-    int32_t n = rows->count;
+    add_norm(pass, model, b->x, layer->input_norm, b->n1, b->r1, rows->count);
+    add_product(pass, &layer->qkv, b->n1, b->qkv, rows->count);
+    add_qkv(pass, model, kv, index, rows, b);
 
-    add_norm(pass, model, b->x, layer->input_norm, b->n1, b->r1, n);
-    add_product(pass, &layer->qkv, b->n1, b->qkv, n);
+    const int32_t n = rows->count - rows->mute;
+    if (n == 0) return;
+    const struct layer_buffers h = buffers_from(b, &model->config, rows->mute);
     add_attention(pass, model, kv, index, rows, b);
-    add_product(pass, &layer->o, b->att, b->o, n);
-    add_branch(pass, model, b->x, b->o, layer->input_norm_2, b->x2, b->r2, n);
+    add_product(pass, &layer->o, h.att, h.o, n);
+    add_branch(pass, model, h.x, h.o, layer->input_norm_2, h.x2, h.r2, n);
 
-    add_norm(pass, model, b->x2, layer->post_norm, b->n2, b->r3, n);
-    add_product(pass, &layer->gate_up, b->n2, b->gate_up, n);
-    pass_add(pass, (struct op){.kind = OP_SILU_MUL, .silu_mul = {b->gate_up, b->act, n, model->config.ffn}});
-    add_product(pass, &layer->down, b->act, b->down, n);
-    add_branch(pass, model, b->x2, b->down, layer->post_norm_2, x_out, b->r4, n);
+    add_norm(pass, model, h.x2, layer->post_norm, h.n2, h.r3, n);
+    add_product(pass, &layer->gate_up, h.n2, h.gate_up, n);
+    pass_add(pass, (struct op){.kind = OP_SILU_MUL, .silu_mul = {h.gate_up, h.act, n, model->config.ffn}});
+    add_product(pass, &layer->down, h.act, h.down, n);
+    x_out += (int64_t)rows->mute * model->config.hidden;
+    add_branch(pass, model, h.x2, h.down, layer->post_norm_2, x_out, h.r4, n);
 }

@@ -9,7 +9,9 @@
 struct rows {
     const struct run *runs;
     int32_t n_runs;
-    int32_t count;    /* B, the sum of the runs' counts */
+    int32_t count; /* B, the sum of the runs' counts */
+    int32_t mute;  /* rows of the first `mute_runs` runs: only their keys and values are wanted */
+    int32_t mute_runs;
     const real *rope; /* [B, K] cosines and sines of the rows' positions (op_rope_table) */
 };
 
@@ -31,8 +33,8 @@ struct layer_buffers {
     real *down, *r4; /* [B, D] MLP branch before its norm, [B] */
 };
 
-/* Records layer `index`; x_out [B, D] receives the stream that leaves (it may be b->x2). Keys and values go to the
- * runs' blocks. */
+/* Records layer `index`; x_out [B, D] receives the stream that leaves (it may be b->x2), but not that of mute rows.
+ * Keys and values go to the runs' blocks. */
 void block_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,
                   const struct rows *rows, const struct layer_buffers *b, real *x_out);
 

@@ -99,7 +99,7 @@ static void run_texts(struct collector *c, const struct piece *texts, int32_t co
             runs[i].blocks = kv_table(&c->kv[i], r);
             kv_enter(&c->kv[i], r, 0, texts[i].n);
         }
-        loop_record(&c->plain, m, &c->pool.geometry, runs, count, rows, b);
+        loop_record(&c->plain, m, &c->pool.geometry, runs, count, 0, b);
         add_sums(c);
         m->backend->execute(m->backend, &c->pass);
         memcpy(b->layers->x, b->h, (size_t)rows * (size_t)m->config.hidden * sizeof(real)); /* the next loop's input */

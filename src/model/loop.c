@@ -4,9 +4,14 @@
 #include <string.h>
 
 void loop_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, const struct run *runs,
-                 int32_t n_runs, int32_t rows, const struct loop_buffers *b) {
+                 int32_t n_runs, int32_t mute_runs, const struct loop_buffers *b) {
     const struct model_config *c = &model->config;
-    struct rows r = {.runs = runs, .n_runs = n_runs, .count = rows, .rope = b->rope};
+    struct rows r = {.runs = runs, .n_runs = n_runs, .rope = b->rope};
+    int32_t mute = 0;
+    for (int32_t i = 0; i < n_runs; i++) {
+        r.count += runs[i].count;
+        if (i < mute_runs) mute += runs[i].count;
+    }
     pass_add(pass, (struct op){.kind = OP_ROPE_TABLE,
                                .rope_table = {.runs = runs,
                                               .n_runs = n_runs,
@@ -15,25 +20,32 @@ void loop_record(struct pass *pass, const struct model *model, const struct kv_g
                                               .table = b->rope}});
     for (int32_t l = 0; l < c->layers; l++) {
         const struct layer_buffers *here = b->per_layer ? &b->layers[l] : b->layers;
+        if (l + 1 == c->layers) {
+            r.mute = mute;
+            r.mute_runs = mute_runs;
+        }
         real *out = l + 1 == c->layers ? b->x_last : b->per_layer ? b->layers[l + 1].x : b->layers->x;
         block_record(pass, model, kv, l, &r, here, out);
     }
+    const int32_t rows = r.count - mute;
+    if (rows == 0) return;
+    const int64_t first = (int64_t)mute * c->hidden;
     /* The final norm is inside the loop: what it leaves is read by the head and the gate, and enters the next loop. */
     pass_add(pass, (struct op){.kind = OP_RMSNORM,
-                               .rmsnorm = {.x = b->x_last,
+                               .rmsnorm = {.x = b->x_last + first,
                                            .weight = model->norm,
-                                           .out = b->h,
-                                           .rstd = b->norm_rstd,
+                                           .out = b->h + first,
+                                           .rstd = b->norm_rstd ? b->norm_rstd + mute : NULL,
                                            .rows = rows,
                                            .dim = c->hidden,
                                            .eps = (real)c->norm_eps}});
     if (model->exit_weight && (b->logit || b->lambda))
         pass_add(pass, (struct op){.kind = OP_GATE,
-                                   .gate = {.h = b->h,
+                                   .gate = {.h = b->h + first,
                                             .weight = model->exit_weight,
                                             .bias = model->exit_bias,
-                                            .logit = b->logit,
-                                            .lambda = b->lambda,
+                                            .logit = b->logit ? b->logit + mute : NULL,
+                                            .lambda = b->lambda ? b->lambda + mute : NULL,
                                             .rows = rows,
                                             .dim = c->hidden}});
 }

@@ -9,20 +9,21 @@
 
 #include "model/block.h"
 
-/* Records the whole pass: rope table, L blocks, the final norm inside the loop and the exit gate.
- *   buffers  one per layer when `per_layer` (training), else one shared set (inference)
- *   rope     [B, K] to be filled
- *   x_last   [B, D] the stream after the last layer (may be buffers[0].x in inference); norm_rstd [B] or NULL
- *   h        [B, D] out: the normed hidden state (may alias x_last)
- *   logit, lambda  [B] of the exit gate; either may be NULL, both are skipped for a model without a gate
- * The rows' input is expected in buffers[0].x (loop_record_embed puts embeddings there). */
+/* Records the whole pass over the rows of `n_runs` runs: rope table, L blocks, the final norm inside the loop and the
+ * exit gate. buffers  one per layer when `per_layer` (training), else one shared set (inference) rope     [B, K] to be
+ * filled x_last   [B, D] the stream after the last layer (may be buffers[0].x in inference); norm_rstd [B] or NULL h
+ * [B, D] out: the normed hidden state (may alias x_last) logit, lambda  [B] of the exit gate; either may be NULL, both
+ * are skipped for a model without a gate The first `mute_runs` runs are of rows whose state nobody reads after this
+ * loop, such as a prompt's at its last: the last layer only takes their keys and values, and their rows of x_last, h,
+ * logit and lambda hold nothing. The rows' input is expected in buffers[0].x (loop_record_embed puts embeddings there).
+ */
 struct loop_buffers {
     struct layer_buffers *layers;
     bool per_layer;
     real *rope, *x_last, *norm_rstd, *h, *logit, *lambda;
 };
 void loop_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, const struct run *runs,
-                 int32_t n_runs, int32_t rows, const struct loop_buffers *b);
+                 int32_t n_runs, int32_t mute_runs, const struct loop_buffers *b);
 
 /* logits[rows, V] = head(h). */
 void loop_record_head(struct pass *pass, const struct model *model, const real *h, int32_t rows, real *logits);

@@ -326,7 +326,7 @@ static void record_loop(struct unit_workspace *ws, const struct unit_input *inpu
                                           .h = loop->h,
                                           .logit = loop->logit,
                                           .lambda = loop->lambda};
-    loop_record(&ws->pass, ws->model, &ws->pool.geometry, loop->runs, loop->n_runs, loop->rows, &loop->buffers);
+    loop_record(&ws->pass, ws->model, &ws->pool.geometry, loop->runs, loop->n_runs, 0, &loop->buffers);
 }
 
 /* After loop r: positions that leave there lend their planes to the deeper loops. Returns the lends used so far. */

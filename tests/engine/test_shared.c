@@ -71,7 +71,7 @@ static void forward(struct reference *f, const int32_t *ids, int32_t count, int3
         pass_add(&f->pass, (struct op){.kind = OP_EMBED, .embed = {&f->model->embed, ids, x, count}});
     else
         memcpy(x, f->hidden, size);
-    loop_record(&f->pass, f->model, &f->geometry, &run, 1, count, &f->workspace.buffers);
+    loop_record(&f->pass, f->model, &f->geometry, &run, 1, 0, &f->workspace.buffers);
     f->model->backend->execute(f->model->backend, &f->pass);
     memcpy(f->hidden, f->workspace.buffers.h, size);
 }
