@@ -10,13 +10,14 @@
 #include "model/block.h"
 
 /* Records the whole pass over the rows of `n_runs` runs: rope table, L blocks, the final norm inside the loop and the
- * exit gate. buffers  one per layer when `per_layer` (training), else one shared set (inference) rope     [B, K] to be
- * filled x_last   [B, D] the stream after the last layer (may be buffers[0].x in inference); norm_rstd [B] or NULL h
- * [B, D] out: the normed hidden state (may alias x_last) logit, lambda  [B] of the exit gate; either may be NULL, both
- * are skipped for a model without a gate The first `mute_runs` runs are of rows whose state nobody reads after this
- * loop, such as a prompt's at its last: the last layer only takes their keys and values, and their rows of x_last, h,
- * logit and lambda hold nothing. The rows' input is expected in buffers[0].x (loop_record_embed puts embeddings there).
- */
+ * exit gate. The first `mute_runs` runs are of rows whose state nobody reads after this loop, such as a prompt's at its
+ * last: the last layer only takes their keys and values, and their rows of x_last, h, logit and lambda hold nothing.
+ *   buffers  one per layer when `per_layer` (training), else one shared set (inference)
+ *   rope     [B, K] to be filled
+ *   x_last   [B, D] the stream after the last layer (may be buffers[0].x in inference); norm_rstd [B] or NULL
+ *   h        [B, D] out: the normed hidden state (may alias x_last)
+ *   logit, lambda  [B] of the exit gate; either may be NULL, both are skipped for a model without a gate
+ * The rows' input is expected in buffers[0].x (loop_record_embed puts embeddings there). */
 struct loop_buffers {
     struct layer_buffers *layers;
     bool per_layer;
