@@ -13,6 +13,7 @@
 /* In this order: each group uses what those before it define. */
 #include "tensor/cpu/kernels_forward.inc"
 #include "tensor/cpu/kernels_matmul.inc"
+#include "tensor/cpu/kernels_matmul_dw.inc"
 
 #include "tensor/cpu/kernels_amx.inc"
 #include "tensor/cpu/kernels_quant.inc"

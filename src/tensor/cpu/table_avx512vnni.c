@@ -7,6 +7,7 @@
 /* In this order: each group uses what those before it define. */
 #include "tensor/cpu/kernels_forward.inc"
 #include "tensor/cpu/kernels_matmul.inc"
+#include "tensor/cpu/kernels_matmul_dw.inc"
 
 #include "tensor/cpu/kernels_grad.inc"
 #include "tensor/cpu/kernels_pack.inc"
