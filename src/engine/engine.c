@@ -20,13 +20,14 @@ static int engine_allocate(struct engine *e, looplm_error *err) {
     e->rows = malloc(rows * sizeof *e->rows);
     e->indices = malloc(rows * sizeof *e->indices);
     e->lends = malloc((size_t)e->lends_max * sizeof *e->lends);
+    e->lend_s = calloc((size_t)backend->threads, sizeof *e->lend_s);
     e->heads = malloc(rows * sizeof *e->heads);
     e->distance = backend->alloc(backend, rows * sizeof(real));
     e->head_h = backend->alloc(backend, head * (size_t)c->hidden * sizeof(real));
     e->logits = backend->alloc(backend, head * (size_t)c->vocab * sizeof(real));
     e->lse = backend->alloc(backend, 2 * head * sizeof(real));
-    if (!e->sequences || !e->runs || !e->rows || !e->indices || !e->lends || !e->heads || !e->distance || !e->head_h ||
-        !e->logits || !e->lse)
+    if (!e->sequences || !e->runs || !e->rows || !e->indices || !e->lends || !e->lend_s || !e->heads || !e->distance ||
+        !e->head_h || !e->logits || !e->lse)
         return error_set(err, LOOPLM_MEMORY, "the engine's buffers for %d rows could not be had", e->options.rows_max);
     e->max = e->lse + head;
     return 0;
@@ -71,6 +72,7 @@ void engine_close(struct engine *e) {
     free(e->rows);
     free(e->indices);
     free(e->lends);
+    free(e->lend_s);
     free(e->heads);
     free(e);
 }
@@ -225,7 +227,8 @@ static void run_lends(struct engine *e) {
     e->n_lends = 0;
 }
 
-/* The rows are counted as run, and the planes that they are the first to read are there. */
+/* The rows are counted as run, and the planes that they are the first to read are among the lends, which the pass
+ * makes; more than there is room for are made at once. */
 static void enter_runs(struct engine *e) {
     for (int32_t i = 0; i < e->n_runs; i++) {
         const struct run *run = &e->runs[i];
@@ -237,7 +240,17 @@ static void enter_runs(struct engine *e) {
         }
         kv_enter(kv, run->loop, run->first, run->count);
     }
-    run_lends(e);
+    memset(e->lend_s, 0, (size_t)e->model->backend->threads * sizeof *e->lend_s);
+    e->workspace.buffers.owed = (struct owed_planes){e->lends, e->n_lends, e->lend_s};
+}
+
+/* The pass has made the lends: the seconds of the thread that took longest. */
+static double lends_made(struct engine *e) {
+    double most = 0;
+    for (int i = 0; i < e->model->backend->threads; i++) most = e->lend_s[i] > most ? e->lend_s[i] : most;
+    e->counters.lends += e->n_lends;
+    e->n_lends = 0;
+    return most;
 }
 
 static void run_stack(struct engine *e) {
@@ -251,6 +264,7 @@ static void run_stack(struct engine *e) {
     double seconds = seconds_since(e, begin, e->n_rows, false);
     int32_t counted = e->n_rows < ENGINE_ROWS_COUNTED ? e->n_rows : ENGINE_ROWS_COUNTED - 1;
     e->stack_s = seconds;
+    e->counters.lend_s += lends_made(e);
     e->counters.pass_s += seconds;
     e->counters.passes++;
     e->counters.passes_of[counted]++;

@@ -157,7 +157,7 @@ struct engine_counters {
     int64_t passes_of[ENGINE_ROWS_COUNTED]; /* passes by their rows, the last: that many and more */
     double pass_s_of[ENGINE_ROWS_COUNTED];  /* their time */
     double pass_s, head_s, total_s;         /* time in the stack, in the head, and in engine_step */
-    double lend_s;                          /* in the planes of loops not run */
+    double lend_s;                          /* in the planes of loops not run: in the stack, but for rare lists */
 };
 const struct engine_counters *engine_counters(const struct engine *engine);
 /* Writes every pass into the trace (trace.h; borrowed) from now on; NULL ends that. */

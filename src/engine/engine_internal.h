@@ -93,6 +93,7 @@ struct engine {
     int32_t prompts_wait;              /* passes since a prompt last got a row, while there are any */
     /* after the pass */
     struct kv_lend *lends; /* [lends_max] */
+    double *lend_s;        /* [threads] of the pass */
     int32_t n_lends, lends_max;
     int32_t *heads; /* [rows_max] pass rows whose head is read */
     int32_t n_heads;

@@ -57,7 +57,10 @@ static void add_qkv(struct pass *pass, const struct model *model, const struct k
                                        .n_runs = rows->n_runs,
                                        .kv = *kv,
                                        .layer = index,
-                                       .heads = c->heads}});
+                                       .heads = c->heads,
+                                       .lends = rows->owed.lends,
+                                       .n_lends = rows->owed.n,
+                                       .lend_s = rows->owed.seconds}});
 }
 
 static void add_attention(struct pass *pass, const struct model *model, const struct kv_geometry *kv, int32_t index,

@@ -5,6 +5,13 @@
 
 #include "model/model.h"
 
+/* Copies of planes that rows of the pass are the first to read (op_qkv): each layer makes its own. */
+struct owed_planes {
+    const struct kv_lend *lends;
+    int32_t n;
+    double *seconds; /* [threads] */
+};
+
 /* The rows of a pass. */
 struct rows {
     const struct run *runs;
@@ -13,6 +20,7 @@ struct rows {
     int32_t mute;  /* rows of the first `mute_runs` runs: only their keys and values are wanted */
     int32_t mute_runs;
     const real *rope; /* [B, K] cosines and sines of the rows' positions (op_rope_table) */
+    struct owed_planes owed;
 };
 
 /* The buffers of one layer over B rows. Inference shares one set between all layers, with x2 == x; training gives each

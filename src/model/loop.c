@@ -6,7 +6,7 @@
 void loop_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, const struct run *runs,
                  int32_t n_runs, int32_t mute_runs, const struct loop_buffers *b) {
     const struct model_config *c = &model->config;
-    struct rows r = {.runs = runs, .n_runs = n_runs, .rope = b->rope};
+    struct rows r = {.runs = runs, .n_runs = n_runs, .rope = b->rope, .owed = b->owed};
     int32_t mute = 0;
     for (int32_t i = 0; i < n_runs; i++) {
         r.count += runs[i].count;

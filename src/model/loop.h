@@ -17,11 +17,13 @@
  *   x_last   [B, D] the stream after the last layer (may be buffers[0].x in inference); norm_rstd [B] or NULL
  *   h        [B, D] out: the normed hidden state (may alias x_last)
  *   logit, lambda  [B] of the exit gate; either may be NULL, both are skipped for a model without a gate
+ *   owed     planes that the rows read first
  * The rows' input is expected in buffers[0].x (loop_record_embed puts embeddings there). */
 struct loop_buffers {
     struct layer_buffers *layers;
     bool per_layer;
     real *rope, *x_last, *norm_rstd, *h, *logit, *lambda;
+    struct owed_planes owed;
 };
 void loop_record(struct pass *pass, const struct model *model, const struct kv_geometry *kv, const struct run *runs,
                  int32_t n_runs, int32_t mute_runs, const struct loop_buffers *b);

@@ -141,10 +141,20 @@ struct op_rope_table {
     real *table;
 };
 
+/* A place (block, slot) gets the K and V, all layers and kv heads, of another one, or the mean of several. `of` = 1: a
+ * copy; the rest is said at op_kv_lend. */
+struct kv_lend {
+    const void *from;
+    void *to;
+    int32_t from_slot, to_slot, of;
+};
+
 /* From qkv[b] = H query heads, G key heads, G value heads: each query and key head is normalised (RMS norm over K with
  * q_norm, k_norm [K], unless NULL), rotated (rotate-half: pairs i, i + K/2), the query written to q[b] [H K] (may alias
  * qkv's first part: then ldq = ldqkv), key and value rounded to the KV type and stored at the row's position. rstd (may
- * be NULL) keeps [rows, H + G] for the backward pass. */
+ * be NULL) keeps [rows, H + G] for the backward pass. The copies `lends`, all of = 1, are made for this layer: what the
+ * rows are the first to read, into panels that the rows' own keys go to as well, so the lines are fetched once. lend_s
+ * (may be NULL) [threads] += the seconds that each thread takes for them. */
 struct op_qkv {
     const real *qkv;
     int64_t ldqkv;
@@ -157,6 +167,9 @@ struct op_qkv {
     int32_t n_runs;
     struct kv_geometry kv;
     int32_t layer, heads;
+    const struct kv_lend *lends;
+    int32_t n_lends;
+    double *lend_s;
 };
 
 /* out[b, h] = softmax(scale q[b,h] . keys) values over positions 0 .. p(b). Scores: one accumulator over K in order per
@@ -201,18 +214,12 @@ struct op_distance {
     int32_t rows, dim;
 };
 
-/* A list of places (block, slot), each of which gets the K and V, all layers and kv heads, of another one (a token that
- * left early lends its planes), or the mean of several. `of` = 1: a copy. n > 1: the place of this lend becomes the
- * mean of what it and the n - 1 lends after it come from; those say 0, and their `to` nothing. The place may be among
- * them. Bits of the mean: elements as stored, with q8 times their scale, are added in double in the order of the list,
- * divided by n, rounded to real, and stored as qkv stores (q8: with a new scale). So the mean of equal numbers is that
- * number (q8: what qkv or a mean stored of magnitudes between 1e-28, below which all is 0, and 3e38). No other lend may
- * touch a place that one writes. */
-struct kv_lend {
-    const void *from;
-    void *to;
-    int32_t from_slot, to_slot, of;
-};
+/* Every lend of a list (a token that left early lends its planes). of = 1: a copy. n > 1: the place of this lend
+ * becomes the mean of what it and the n - 1 lends after it come from; those say 0, and their `to` nothing. The place
+ * may be among them. Bits of the mean: elements as stored, with q8 times their scale, are added in double in the order
+ * of the list, divided by n, rounded to real, and stored as qkv stores (q8: with a new scale). So the mean of equal
+ * numbers is that number (q8: what qkv or a mean stored of magnitudes between 1e-28, below which all is 0, and 3e38).
+ * No other lend may touch a place that one writes. */
 struct op_kv_lend {
     const struct kv_lend *lends;
     int32_t n_lends;

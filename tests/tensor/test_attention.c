@@ -158,6 +158,32 @@ static void test_qkv(void **state) {
     }
 }
 
+/* The copies that a qkv owes, of its own layer alone. */
+static void test_qkv_lends(void **state) {
+    (void)state;
+    uint64_t seed = 4;
+    FOR_SCENES(seed, s, ALL_TYPES) {
+        const int K = s.shape.head_dim, G = s.shape.kv_heads, from = s.positions + 40, to = s.positions + 3;
+        struct kv_lend lends[4];
+        double seconds[3] = {0};
+        kv_cache_fill(&s.cache, &seed, s.positions + 70, 1);
+        for (int n = 0; n < COUNT(lends); n++)
+            lends[n] = (struct kv_lend){s.cache.blocks[(from + n) / KV_BLOCK], s.cache.blocks[(to + 2 * n) / KV_BLOCK],
+                                        (from + n) % KV_BLOCK, (to + 2 * n) % KV_BLOCK, 1};
+        struct op op = scene_qkv(&s, true);
+        op.qkv.lends = lends, op.qkv.n_lends = COUNT(lends), op.qkv.lend_s = seconds;
+        struct output outputs[] = {OUTPUT_REALS(s.q, s.rows * s.ldq), {"cache", s.cache.memory, s.cache.size, true}};
+        const real other = kv_cache_get(&s.cache, false, to, 1 - LAYER, 0, 0);
+        kernels_check("qkv with lends", &op, outputs, 2);
+        assert_true(kv_cache_get(&s.cache, false, to, 1 - LAYER, 0, 0) == other);
+        for (int j = 0; j < COUNT(lends) * 2 * G * K; j++) {
+            const int n = j / (2 * G * K), value = j / (G * K) % 2, g = j / K % G, d = j % K;
+            assert_true(kv_cache_get(&s.cache, value, from + n, LAYER, g, d) ==
+                        kv_cache_get(&s.cache, value, to + 2 * n, LAYER, g, d));
+        }
+    }
+}
+
 /* q may be qkv's own first part. */
 static void test_qkv_in_place(void **state) {
     (void)state;
@@ -582,6 +608,7 @@ int main(void) {
         cmocka_unit_test(test_attention_extremes),
         cmocka_unit_test(test_attention_one_key),
         cmocka_unit_test(test_attention_row_alone),
+        cmocka_unit_test(test_qkv_lends),
         cmocka_unit_test(test_kv_lend),
         cmocka_unit_test(test_kv_mean),
         cmocka_unit_test(test_kv_mean_of_equals),

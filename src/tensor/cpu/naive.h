@@ -16,6 +16,9 @@ op_fn naive_embed, naive_rmsnorm, naive_add, naive_matmul, naive_rope_table, nai
     naive_attention_grad, naive_qkv_grad, naive_silu_mul_grad, naive_gate_grad, naive_sum_squares, naive_adamw,
     naive_zero, naive_pack, naive_pack_transposed, naive_scan_finite, naive_correct;
 
+/* The copies that a qkv owes at kv head g: of the keys, or with `value` of the values. */
+void naive_qkv_lends(const struct op_qkv *o, int g, bool value);
+
 #ifdef LOOPLM_REAL_DOUBLE
 static inline real real_fma(real a, real b, real c) {
     return fma(a, b, c);

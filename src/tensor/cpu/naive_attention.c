@@ -45,35 +45,6 @@ static void store_head(const struct kv_geometry *kv, void *half, bool value, int
     }
 }
 
-void naive_qkv(const struct op *op, const struct worker *worker) {
-    const struct op_qkv *o = &op->qkv;
-    const struct kv_geometry *kv = &o->kv;
-    int64_t begin, end;
-    int K = kv->head_dim, H = o->heads, G = kv->kv_heads;
-    worker_share(worker, runs_rows(o->runs, o->n_runs), 1, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        int32_t offset;
-        const struct run *run = runs_find(o->runs, i, &offset);
-        int64_t b = run->row + offset, position = run->first + offset;
-        for (int head = 0; head < H + 2 * G; head++) {
-            const real *x = o->qkv + b * o->ldqkv + head * K, *rope = o->rope + b * K;
-            real y[HEAD_DIM_MAX], rstd;
-            if (head < H + G) {
-                const real *norm = head < H ? o->q_norm : o->k_norm;
-                rstd = norm_and_rotate(x, norm, rope, o->eps, K, y);
-                if (norm && o->rstd) o->rstd[b * (H + G) + head] = rstd;
-            }
-            if (head < H) {
-                memcpy(o->q + b * o->ldq + head * K, y, (size_t)K * sizeof(real));
-            } else if (head < H + G) {
-                store_head(kv, kv_keys(kv, run->blocks, position, o->layer, head - H), false, position, y);
-            } else {
-                store_head(kv, kv_values(kv, run->blocks, position, o->layer, head - H - G), true, position, x);
-            }
-        }
-    }
-}
-
 /* n elements of a key panel, LANES apart: sizes that the compiler knows, or every element is a call. */
 static void copy_column(char *to, const char *from, size_t element, int n) {
     const size_t step = LANES * element;
@@ -88,21 +59,16 @@ static void copy_column(char *to, const char *from, size_t element, int n) {
     }
 }
 
-/* The lines of one (layer, kv head) that a copy reads and writes. */
-static void fetch_head(const struct kv_geometry *kv, const struct kv_lend *lend, size_t at) {
-    const size_t element = kv_element_size(kv->type), row = element * (size_t)kv->head_dim, panel = row * LANES;
-    if (lend->of != 1) return;
-    const char *from = (const char *)lend->from + at, *to = (const char *)lend->to + at;
-    const size_t key = panel * (size_t)(lend->from_slot / LANES), key_to = panel * (size_t)(lend->to_slot / LANES),
-                 value = kv_values_after(kv) + row * (size_t)lend->from_slot,
-                 value_to = kv_values_after(kv) + row * (size_t)lend->to_slot;
-    for (size_t i = 0; i < panel; i += 64) {
-        __builtin_prefetch(from + key + i, 0);
-        __builtin_prefetch(to + key_to + i, 1);
-    }
-    for (size_t i = 0; i < row; i += 64) {
-        __builtin_prefetch(from + value + i, 0);
-        __builtin_prefetch(to + value_to + i, 1);
+#define LENDS_AHEAD 2 /* copies, between fetching and making one */
+
+/* The lines that a copy of keys, or with `value` of values, reads and writes; `at` as below. */
+static void fetch_head(const struct kv_geometry *kv, const struct kv_lend *lend, size_t at, bool value) {
+    const size_t row = kv_element_size(kv->type) * (size_t)kv->head_dim, panel = row * LANES;
+    const size_t from = value ? row * (size_t)lend->from_slot : panel * (size_t)(lend->from_slot / LANES),
+                 to = value ? row * (size_t)lend->to_slot : panel * (size_t)(lend->to_slot / LANES);
+    for (size_t i = 0; i < (value ? row : panel); i += 64) {
+        __builtin_prefetch((const char *)lend->from + at + from + i, 0, 2);
+        __builtin_prefetch((const char *)lend->to + at + to + i, 1, 2);
     }
 }
 
@@ -141,24 +107,65 @@ static void mean_head(const struct kv_geometry *kv, const struct kv_lend *lends,
     store_head(kv, (char *)lends->to + at, value, lends->to_slot, mean);
 }
 
+/* Where the keys, or values, of a (layer, kv head) start in a block. */
+static size_t half_at(const struct kv_geometry *kv, int layer, int g, bool value) {
+    return kv_offset(kv, layer, g) + (value ? kv_values_after(kv) : 0);
+}
+
 void naive_kv_lend(const struct op *op, const struct worker *worker) {
     const struct op_kv_lend *o = &op->kv_lend;
     const struct kv_geometry *kv = &o->kv;
     int64_t begin, end;
     worker_share(worker, (int64_t)kv->layers * kv->kv_heads, 1, &begin, &end);
-    /* Head by head, since copies of a row to several planes, and of neighbours, then find the lines in cache; the lines
-     * of the next copy come meanwhile. */
+    /* Head by head, since copies of a row to several planes, and of neighbours, then find the lines in cache. */
     for (int64_t i = begin; i < end; i++) {
-        const size_t keys = kv_offset(kv, (int)(i / kv->kv_heads), (int)(i % kv->kv_heads));
         for (int n = 0; n < o->n_lends; n++) {
-            const struct kv_lend *lend = &o->lends[n];
-            if (n + 1 < o->n_lends)
-                fetch_head(kv, lend + 1, keys);
-            else if (i + 1 < end)
-                fetch_head(kv, o->lends, kv_offset(kv, (int)((i + 1) / kv->kv_heads), (int)((i + 1) % kv->kv_heads)));
-            if (lend->of == 0) continue;
+            if (o->lends[n].of == 0) continue;
             for (int value = 0; value < 2; value++)
-                (lend->of == 1 ? copy_head : mean_head)(kv, lend, keys + (value ? kv_values_after(kv) : 0), value);
+                (o->lends[n].of == 1 ? copy_head : mean_head)(
+                    kv, &o->lends[n], half_at(kv, (int)(i / kv->kv_heads), (int)(i % kv->kv_heads), value), value);
+        }
+    }
+}
+
+void naive_qkv_lends(const struct op_qkv *o, int g, bool value) {
+    const size_t at = half_at(&o->kv, o->layer, g, value);
+    for (int n = 0; n < o->n_lends; n++) {
+        const int ahead = n + LENDS_AHEAD, g_ahead = g + ahead / o->n_lends;
+        if (g_ahead < o->kv.kv_heads)
+            fetch_head(&o->kv, &o->lends[ahead % o->n_lends], half_at(&o->kv, o->layer, g_ahead, value), value);
+        copy_head(&o->kv, &o->lends[n], at, value);
+    }
+}
+
+void naive_qkv(const struct op *op, const struct worker *worker) {
+    const struct op_qkv *o = &op->qkv;
+    const struct kv_geometry *kv = &o->kv;
+    int64_t begin, end;
+    int K = kv->head_dim, H = o->heads, G = kv->kv_heads;
+    worker_share(worker, G, 1, &begin, &end);
+    for (int64_t g = begin; g < end; g++)
+        for (int value = 0; value < 2; value++) naive_qkv_lends(o, (int)g, value);
+    worker_share(worker, runs_rows(o->runs, o->n_runs), 1, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        int32_t offset;
+        const struct run *run = runs_find(o->runs, i, &offset);
+        int64_t b = run->row + offset, position = run->first + offset;
+        for (int head = 0; head < H + 2 * G; head++) {
+            const real *x = o->qkv + b * o->ldqkv + head * K, *rope = o->rope + b * K;
+            real y[HEAD_DIM_MAX], rstd;
+            if (head < H + G) {
+                const real *norm = head < H ? o->q_norm : o->k_norm;
+                rstd = norm_and_rotate(x, norm, rope, o->eps, K, y);
+                if (norm && o->rstd) o->rstd[b * (H + G) + head] = rstd;
+            }
+            if (head < H) {
+                memcpy(o->q + b * o->ldq + head * K, y, (size_t)K * sizeof(real));
+            } else if (head < H + G) {
+                store_head(kv, kv_keys(kv, run->blocks, position, o->layer, head - H), false, position, y);
+            } else {
+                store_head(kv, kv_values(kv, run->blocks, position, o->layer, head - H - G), true, position, x);
+            }
         }
     }
 }
