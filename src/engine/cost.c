@@ -12,6 +12,7 @@
 
 #define COST_FIRST 3     /* measurements before a number of rows is known */
 #define COST_WARM 8      /* passes that are not counted: the first run cold, of a small model twice as long */
+#define COST_WARM_S 1e-3 /* or fewer that took so long */
 #define COST_RATE 0.0625 /* of a new one; what lies further off the mean than a quarter counts as that */
 #define COST_STEP 0.25
 #define COST_LEAST 0.25   /* of a mean: no position takes it below */
@@ -93,12 +94,12 @@ static double believed(const struct cost_table *c, int32_t n) {
     return n > c->last && seconds > base ? base + c->doubt[n] * (seconds - base) : seconds;
 }
 
-/* Known numbers of rows and straight lines between them. */
+/* Known numbers of rows and straight lines between them; while none is, what was measured last of this one. */
 double cost_at(const struct cost_table *c, int32_t n) {
     int32_t low = n < COST_ROWS ? n : COST_ROWS - 1, high = n;
     while (low > 0 && !cost_known(c, low)) low--;
     while (high <= c->most && !cost_known(c, high)) high++;
-    if (low == 0 && high > c->most) return 1;
+    if (low == 0 && high > c->most) return n < COST_ROWS && c->seen[n] > 0 ? c->seconds[n] : 1;
     if (low == 0 || low == high) return believed(c, high);
     double seconds = believed(c, low);
     if (high <= c->most) return seconds + (believed(c, high) - seconds) * (n - low) / (high - low);
@@ -127,8 +128,11 @@ static void learn_after(struct costs *c, double seconds) {
 }
 
 void costs_pass(struct costs *c, int32_t n, double position, double seconds, bool read, bool prompt) {
-    bool counts = !prompt && n < COST_ROWS && c->warm >= COST_WARM;
-    if (!prompt && c->warm < COST_WARM) c->warm++;
+    bool warm = c->warm >= COST_WARM || c->warm_s >= COST_WARM_S, counts = !prompt && n < COST_ROWS && warm;
+    if (!prompt && !warm) {
+        c->warm++;
+        c->warm_s += seconds;
+    }
     if (counts) {
         if (n == c->last.rows && c->read != c->last.after) learn_after(c, seconds);
         double without = seconds - c->after;

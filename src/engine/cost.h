@@ -33,7 +33,8 @@ struct costs {
         double seconds;
     } last;       /* the last pass */
     bool read;    /* the head, in the last pass */
-    int32_t warm; /* passes so far, of the first few */
+    int32_t warm; /* passes so far, of the first few, and their time */
+    double warm_s;
 };
 
 /* A pass of n rows at this mean position; read: it was followed by a head read. prompt: rows of one were in it. They

@@ -257,15 +257,25 @@ static void test_cost_positions_limits(void **state) {
     assert_true(cost_at(&few, 4) > 1.5 && cost_at(&few, 4) < 2.2);
 }
 
-/* The first passes run cold and are not counted, whatever their rows; those of a prompt before them do not warm. */
+/* The first passes run cold and are not counted, whatever their rows; those of a prompt before them do not warm. Of
+ * long ones the first is enough. A head read counts from the first on. */
 static void test_cost_cold(void **state) {
     (void)state;
-    struct costs c = {0};
-    for (int i = 0; i < 20; i++) costs_pass(&c, 1, 0, 9, false, true);
-    for (int i = 0; i < 8; i++) costs_pass(&c, 1, 0, 2.4, i == 4, false);
+    struct costs c = {0}, slow = {0};
+    for (int i = 0; i < 20; i++) costs_pass(&c, 1, 0, 9e-5, false, true);
+    for (int i = 0; i < 8; i++) costs_pass(&c, 1, 0, 2.4e-5, i == 4, false);
     assert_false(cost_known(&c.pass, 1));
-    for (int i = 0; i < 4; i++) costs_pass(&c, 1, 0, 1, false, false);
-    assert_true(cost_known(&c.pass, 1) && cost_at(&c.pass, 1) == 1 && c.after == 0);
+    for (int i = 0; i < 4; i++) costs_pass(&c, 1, 0, 1e-5, false, false);
+    assert_true(cost_known(&c.pass, 1) && cost_at(&c.pass, 1) == 1e-5 && c.after == 0);
+    costs_pass(&slow, 1, 0, 9, false, true);
+    for (int i = 0; i < 4; i++) {
+        assert_false(cost_known(&slow.pass, 1));
+        costs_pass(&slow, 1, 0, i == 0 ? 3e-3 : 1e-3, false, false);
+    }
+    assert_true(cost_known(&slow.pass, 1) && cost_at(&slow.pass, 1) == 1e-3);
+    assert_true(costs_read(&slow, 0) == 1);
+    cost_add(&slow.head, 1, 0, 2e-4);
+    assert_true(costs_read(&slow, 0) == 2e-4);
 }
 
 /* What a pass takes longer because the head was read before it counts as the read's; a prompt's passes say nothing. */
