@@ -14,6 +14,7 @@
 /* u has 24 bits, so u <= 1 - 2^-25 and no noise exceeds -ln(-ln u) = 17.33: the race may skip whoever is further
  * behind. */
 #define GUMBEL_MAX 17.5f
+#define STRETCH 256 /* of logits */
 
 struct candidate {
     float logit;
@@ -76,10 +77,17 @@ static void apply_penalty(struct sampler *s, float penalty, const int32_t *seen,
         if (seen[i] >= 0 && seen[i] < s->vocab) s->seen[seen[i]] = 0;
 }
 
+/* The largest's lowest index. Few stretches hold one that is larger than all before: the others go by in vectors. */
 static int32_t argmax(const float *logits, int32_t n) {
     int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (logits[i] > logits[best]) best = i;
+    for (int32_t first = 0; first < n; first += STRETCH) {
+        const int32_t end = n - first < STRETCH ? n : first + STRETCH;
+        const float most = logits[best];
+        int32_t larger = 0;
+        for (int32_t i = first; i < end; i++) larger |= logits[i] > most;
+        for (int32_t i = first; i < end && larger; i++)
+            if (logits[i] > logits[best]) best = i;
+    }
     return best;
 }
 
@@ -138,6 +146,9 @@ static float race_time(const struct sampler_options *o, int64_t position, int32_
 
 int32_t sampler_pick(struct sampler *s, const struct sampler_options *o, const real *logits, int64_t position,
                      const int32_t *seen, int64_t n_seen) {
+#ifndef LOOPLM_REAL_DOUBLE
+    if (o->temperature <= 0 && o->repetition_penalty == 1.0f) return argmax(logits, s->vocab);
+#endif
     for (int32_t i = 0; i < s->vocab; i++) s->logits[i] = (float)logits[i];
     if (o->repetition_penalty != 1.0f) apply_penalty(s, o->repetition_penalty, seen, n_seen);
     int32_t best = argmax(s->logits, s->vocab);
