@@ -44,6 +44,8 @@ struct side {
     double seconds, first_step_s;
     struct engine_counters first, counters;
     struct scheduler_counters scheduled;
+    struct request_counters *served; /* [requests] those that finished in the last slice, in order of submission */
+    int32_t n_served;
 };
 
 struct job {
@@ -98,6 +100,12 @@ static int submit_task(struct side *side, int32_t i, looplm_error *err) {
     return status ? status : scheduler_submit(side->scheduler, side->requests[i], err);
 }
 
+/* Memory that nobody has touched yet costs the first pass that does as much as a pass takes; a server has that behind
+ * it after its first requests. */
+static void touch_pool(const struct kv_pool *pool) {
+    memset(pool->memory, 0, pool->block_size * (size_t)pool->n_blocks);
+}
+
 static int open_side(struct side *side, looplm_error *err) {
     const struct job *j = side->job;
     const struct bench_engine_options *o = j->options;
@@ -111,6 +119,7 @@ static int open_side(struct side *side, looplm_error *err) {
                                         .prefill_rows = 512,
                                         .prefix_cache = true};
     int status = scheduler_open(&side->scheduler, j->model, &options, err);
+    if (!status) touch_pool(engine_pool(scheduler_engine(side->scheduler)));
     for (int32_t i = 0; i < o->requests && !status; i++) status = submit_task(side, i, err);
     return status;
 }
@@ -118,7 +127,11 @@ static int open_side(struct side *side, looplm_error *err) {
 static void close_side(struct side *side) {
     scheduler_close(side->scheduler);
     side->scheduler = NULL;
+    side->n_served = 0;
     for (int32_t i = 0; i < side->job->options->requests; i++) {
+        const struct request *r = side->requests[i];
+        if (r && r->state == REQUEST_FINISHED && r->reason == REQUEST_ENDED_LENGTH)
+            side->served[side->n_served++] = r->counters;
         request_close(side->requests[i]);
         side->requests[i] = NULL;
     }
@@ -225,7 +238,7 @@ static void take_slice(struct way *w, int slice, const struct side *side) {
     w->pass[slice] = full ? c->pass_s_of[streams] / (double)c->passes_of[streams] : c->pass_s / (double)c->passes;
     w->head[slice] = c->heads ? c->head_s / (double)c->heads : 0;
     w->lending[slice] = c->lend_s / c->total_s;
-    w->scheduling[slice] = (c->total_s - c->pass_s - c->head_s - c->lend_s) / c->total_s;
+    w->scheduling[slice] = (c->total_s - c->pass_s - c->head_s) / c->total_s;
 }
 
 static int run_slice(struct job *j, struct way *plain, struct way *other, int slice, looplm_error *err) {
@@ -278,8 +291,54 @@ static void print_counters(const char *name, const struct way *w, int32_t loops)
            (long long)(c->guessed_rows - c->dropped_rows), (long long)c->dropped_rows);
 }
 
+/* What each request took, as median and quartiles of those that finished in the last slice. */
+static void print_served(const struct side *side) {
+    static const char *const names[] = {"passes",   "rows",       "tokens a pass", "KV blocks", "s to its first token",
+                                        "s queued", "s computed", "s in all"};
+    const int32_t n = side->n_served;
+    double *values = n ? malloc((size_t)n * sizeof *values) : NULL;
+    if (!values) return;
+    printf("  each of %d requests, median (quartiles):", n);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        for (int32_t k = 0; k < n; k++) {
+            const struct request_counters *c = &side->served[k];
+            const double all[] = {
+                (double)c->passes, (double)c->rows,  (double)side->job->options->tokens / (double)c->passes,
+                c->blocks_max,     c->first_token_s, c->queue_s,
+                c->compute_s,      c->total_s};
+            values[k] = all[i];
+        }
+        struct spread spread = spread_of(values, n);
+        printf("%s %.4g (%.4g..%.4g) %s", i ? "," : "", spread.median, spread.low, spread.high, names[i]);
+    }
+    printf("\n");
+    free(values);
+}
+
+static json_t *served_json(const struct side *side, int32_t loops) {
+    json_t *each = json_array();
+    for (int32_t k = 0; k < side->n_served; k++) {
+        const struct request_counters *c = &side->served[k];
+        json_t *left = json_array(), *proposals = json_array();
+        for (int32_t r = 0; r < loops; r++) json_array_append_new(left, json_integer(c->loops[r]));
+        for (int i = 0; i < ENGINE_PROPOSALS && i + 1 < loops; i++)
+            json_array_append_new(proposals,
+                                  json_pack("{s:i, s:I, s:I}", "loop", i + 1, "made", (json_int_t)c->proposals[i],
+                                            "right", (json_int_t)c->accepted[i]));
+        json_array_append_new(
+            each,
+            json_pack("{s:I, s:I, s:I, s:o, s:o, s:i, s:i, s:i, s:i, s:i, s:I, s:f, s:f, s:f, s:f}", "passes",
+                      (json_int_t)c->passes, "rows", (json_int_t)c->rows, "dropped_rows", (json_int_t)c->dropped_rows,
+                      "tokens_by_loops", left, "proposals", proposals, "cached_positions", c->cached,
+                      "shared_positions", c->shared, "replayed_positions", c->replayed, "preempted", c->preemptions,
+                      "kv_blocks_most", c->blocks_max, "cache_evictions", (json_int_t)c->evictions, "queue_s",
+                      c->queue_s, "compute_s", c->compute_s, "first_token_s", c->first_token_s, "total_s", c->total_s));
+    }
+    return each;
+}
+
 /* What print_counters prints, of the last slice. */
-static json_t *counters_json(const struct way *w, int32_t loops) {
+static json_t *counters_json(const struct way *w, const struct side *side, int32_t loops) {
     const struct engine_counters *c = &w->counters;
     const struct scheduler_counters *s = &w->scheduled;
     json_t *left = json_array(), *passes = json_array(), *proposals = json_array();
@@ -292,15 +351,15 @@ static json_t *counters_json(const struct way *w, int32_t loops) {
         json_array_append_new(proposals,
                               json_pack("{s:i, s:I, s:I, s:I}", "loop", i + 1, "made", (json_int_t)c->proposals[i],
                                         "verified", (json_int_t)c->verified[i], "right", (json_int_t)c->accepted[i]));
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}",
-                     "tokens", (json_int_t)w->tokens, "passes", (json_int_t)c->passes, "rows", (json_int_t)c->rows,
-                     "head_reads", (json_int_t)c->heads, "head_rows", (json_int_t)c->head_rows, "lends",
-                     (json_int_t)c->lends, "tokens_by_loops", left, "passes_by_rows", passes, "proposals", proposals,
-                     "admitted", (json_int_t)s->admitted, "preempted", (json_int_t)s->preemptions, "kv_blocks_most",
-                     (json_int_t)s->blocks_max, "kv_blocks", (json_int_t)s->blocks, "cached_positions",
-                     (json_int_t)s->cached, "cache_hits", (json_int_t)s->hits, "cache_evictions",
-                     (json_int_t)s->evictions, "replayed_positions", (json_int_t)s->replayed, "queue_s", s->queue_s,
-                     "queue_s_most", s->queue_s_max);
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:o}",
+        "tokens", (json_int_t)w->tokens, "passes", (json_int_t)c->passes, "rows", (json_int_t)c->rows, "head_reads",
+        (json_int_t)c->heads, "head_rows", (json_int_t)c->head_rows, "lends", (json_int_t)c->lends, "tokens_by_loops",
+        left, "passes_by_rows", passes, "proposals", proposals, "admitted", (json_int_t)s->admitted, "preempted",
+        (json_int_t)s->preemptions, "kv_blocks_most", (json_int_t)s->blocks_max, "kv_blocks", (json_int_t)s->blocks,
+        "cached_positions", (json_int_t)s->cached, "cache_hits", (json_int_t)s->hits, "cache_evictions",
+        (json_int_t)s->evictions, "replayed_positions", (json_int_t)s->replayed, "queue_s", s->queue_s, "queue_s_most",
+        s->queue_s_max, "requests", served_json(side, loops));
 }
 
 static void report(const struct job *j, struct way *plain, struct way *other, json_t *results) {
@@ -324,10 +383,12 @@ static void report(const struct job *j, struct way *plain, struct way *other, js
                   "ratio", r.median, "ratio_low", r.low, "ratio_high", r.high, "bound", bound, "share_of_bound",
                   bound > 0 ? r.median / bound : 0, "pass_s", w.median, "head_s", h.median, "lending_share",
                   lending.median, "scheduling_share", scheduling.median, "different_ids", j->wrong, "plain",
-                  counters_json(plain, j->loops), "other", counters_json(other, j->loops)));
+                  counters_json(plain, &j->plain, j->loops), "other", counters_json(other, &j->other, j->loops)));
     if (o->quiet) return;
     print_counters("plain", plain, j->loops);
+    print_served(&j->plain);
     print_counters(wavefront ? "wavefront" : "refill", other, j->loops);
+    print_served(&j->other);
     if (wavefront)
         printf("one stream of %d, proposals right with probability %.2f\n", o->streams, o->acceptance);
     else
@@ -359,7 +420,8 @@ static int make_side(struct job *j, struct side *side, looplm_error *err) {
     side->job = j;
     side->tasks = calloc((size_t)o->requests, sizeof *side->tasks);
     side->requests = calloc((size_t)o->requests, sizeof(struct request *));
-    if (!side->tasks || !side->requests) return error_set(err, LOOPLM_MEMORY, "out of memory");
+    side->served = calloc((size_t)o->requests, sizeof *side->served);
+    if (!side->tasks || !side->requests || !side->served) return error_set(err, LOOPLM_MEMORY, "out of memory");
     for (int32_t i = 0; i < o->requests; i++) {
         struct task *t = &side->tasks[i];
         size_t capacity = (size_t)(o->prompt + o->tokens);
@@ -381,6 +443,7 @@ static void free_side(struct side *side) {
     }
     free(side->tasks);
     free(side->requests);
+    free(side->served);
 }
 
 /* What the plain side gave is what speculation must give. */

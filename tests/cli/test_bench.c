@@ -135,6 +135,12 @@ static void assert_sums(const json_t *way) {
     assert_true(passes == number(way, "passes", NULL) && passes > 0);
     assert_true(rows == number(way, "rows", NULL)); /* no pass of these few streams has more than are counted apart */
     assert_true(number(way, "kv_blocks_most", NULL) <= number(way, "kv_blocks", NULL));
+    json_array_foreach(json_object_get(way, "requests"), i, each) {
+        assert_true(number(each, "rows", NULL) >= number(each, "passes", NULL) && number(each, "passes", NULL) > 0);
+        assert_true(number(each, "queue_s", NULL) + number(each, "compute_s", NULL) <= number(each, "total_s", NULL));
+        assert_true(number(each, "kv_blocks_most", NULL) > 0 && json_object_get(each, "proposals"));
+    }
+    assert_true(i > 0);
 }
 
 static void test_engine(void **state) {
