@@ -204,7 +204,8 @@ static void bench_small(struct bench *bench) {
            28.0 * B * V);
     double partial[B * V / SUM_SQUARES_BLOCK];
     report(bench, "sum_squares", (struct op){.kind = OP_SUM_SQUARES, .sum_squares = {x, partial, B * V}}, 4.0 * B * V);
-    struct op qkv = {.kind = OP_QKV, .qkv = {x, 3 * D, y, D, z, w, w, 1e-6f, r, &s.run, 1, s.kv, 0, H}};
+    struct op qkv = {.kind = OP_QKV,
+                     .qkv = {x, 3 * D, y, D, z, w, w, 1e-6f, r, &s.run, 1, s.kv, .layer = 0, .heads = H}};
     report(bench, "qkv", qkv, 24.0 * B * D);
     struct op grad = {.kind = OP_QKV_GRAD,
                       .qkv_grad = {x, 3 * D, r, z, w, w, s.dq, D, s.dk, s.dv, y, dw, dw, &s.run, 1, H, H, K}};

@@ -226,7 +226,7 @@ static void qkv_case(bool norms) {
     }
     struct qkv_loss loss = {{{.kind = OP_QKV,
                               .qkv = {qkv, QKV_WIDTH, q, H * K, rope, norms ? q_norm : NULL, norms ? k_norm : NULL,
-                                      1e-3, rstd, runs, 2, cache.geometry, 0, H}},
+                                      1e-3, rstd, runs, 2, cache.geometry, .layer = 0, .heads = H}},
                              q,
                              weight,
                              0},

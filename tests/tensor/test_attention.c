@@ -77,7 +77,7 @@ static struct op scene_qkv(const struct scene *s, bool norms) {
     return (struct op){.kind = OP_QKV,
                        .qkv = {s->qkv, s->ldqkv, s->q, s->ldq, s->rope, norms ? s->q_norm : NULL,
                                norms ? s->k_norm : NULL, (real)1e-6, s->rstd, s->runs, s->n_runs, s->cache.geometry,
-                               LAYER, s->shape.heads}};
+                               .layer = LAYER, .heads = s->shape.heads}};
 }
 
 static struct op scene_attention(const struct scene *s) {
@@ -422,7 +422,9 @@ static void test_q8_extremes(void **state) {
     for (int d = 0; d < K; d++) edge[d] = (real)(d % 2 ? -127 + d : d + 0.5);
     edge[5] = -127;
     x[9 * 3 * K + 2 * K + 3] = NAN, x[10 * 3 * K + 2 * K + 40] = INFINITY, x[11 * 3 * K + K] = -INFINITY;
-    struct op op = {.kind = OP_QKV, .qkv = {x, 3 * K, q, K, rope, NULL, NULL, 0, NULL, &run, 1, cache.geometry, 1, 1}};
+    struct op op = {
+        .kind = OP_QKV,
+        .qkv = {x, 3 * K, q, K, rope, NULL, NULL, 0, NULL, &run, 1, cache.geometry, .layer = 1, .heads = 1}};
     struct output outputs[] = {{"cache", cache.memory, cache.size, true}};
     kernels_check("q8 of extremes", &op, outputs, 1);
     for (int d = 0; d < K; d++) {
