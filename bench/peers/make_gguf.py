@@ -56,7 +56,8 @@ def tensors(config: dict, layers: int) -> dict[str, tuple[int, ...]]:
     return table | {"output_norm.weight": (hidden,), "output.weight": (vocab, hidden)}
 
 
-def write(config: dict, loops: int, kind: str, std: float, out: Path) -> None:
+def write(config: dict, loops: int, kind: str, head: str, std: float, out: Path) -> None:
+    """`head` is the type of the embedding and the head, `kind` that of the layers."""
     layers, heads = loops * config["num_hidden_layers"], config["num_attention_heads"]
     table = tensors(config, layers)
     writer = gguf.GGUFWriter(out, "llama")
@@ -71,8 +72,9 @@ def write(config: dict, loops: int, kind: str, std: float, out: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
-    ggml_type, width = TYPES[kind]
+    kinds = {name: kind if name.startswith("blk.") else head for name in table}
     for name, shape in table.items():
+        ggml_type, width = TYPES[kinds[name]]
         if len(shape) == 1:
             writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * shape[0])
         else:
@@ -83,7 +85,7 @@ def write(config: dict, loops: int, kind: str, std: float, out: Path) -> None:
     writer.write_ti_data_to_file()
     for name, shape in table.items():
         writer.write_tensor_data(np.ones(shape, np.float32) if len(shape) == 1 else
-                                 random_blocks(kind, shape, std, name))
+                                 random_blocks(kinds[name], shape, std, name))
     writer.close()
 
 
@@ -92,13 +94,16 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="config.json, or the model directory")
     parser.add_argument("--loops", type=int, default=1, help="unroll this many loops (default %(default)s)")
     parser.add_argument("--type", choices=TYPES, required=True)
+    parser.add_argument("--head", choices=TYPES, help="type of the embedding and the head (default: that of --type; "
+                                                      "looplm's q4 has them in q8)")
     parser.add_argument("--std", type=float, default=0.02, help="deviation of the values (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     args = parser.parse_args()
     path = args.config / "config.json" if args.config.is_dir() else args.config
     partial = args.out.with_suffix(".partial")
     try:
-        write(json.loads(path.read_text(encoding="utf-8")), args.loops, args.type, args.std, partial)
+        write(json.loads(path.read_text(encoding="utf-8")), args.loops, args.type, args.head or args.type,
+              args.std, partial)
         partial.replace(args.out)
     except (OSError, KeyError, ValueError) as error:
         print(f"make_gguf: {error!r}", file=sys.stderr)
