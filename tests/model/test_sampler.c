@@ -41,6 +41,33 @@ static void test_greedy(void **state) {
     sampler_close(s);
 }
 
+/* The largest at every place of a vocabulary, alone, behind one as large, and before a NaN; with a penalty (that
+ * touches nothing) and without one, which is another way through. */
+static void test_greedy_places(void **state) {
+    (void)state;
+    enum { n = 700 };
+    struct sampler *s = open_sampler(n);
+    struct random random = {9, 0};
+    real logits[n];
+    random_logits(&random, logits, n, 1);
+    for (int i = 0; i < n; i++) {
+        const real was = logits[i], next = logits[(i + 1) % n];
+        logits[i] = 20;
+        for (int j = 0; j < 3; j++) {
+            const int at = (i + 1) % n;
+            if (j) logits[at] = j == 1 ? 20 : at ? NAN : next; /* a NaN at the start is test_not_finite's */
+            for (int penalty = 1; penalty <= 2; penalty++) {
+                struct sampler_options o = plain(0, 1);
+                o.repetition_penalty = (float)penalty;
+                assert_int_equal(sampler_pick(s, &o, logits, i, NULL, 0), j == 1 && at < i ? at : i);
+            }
+        }
+        logits[i] = was;
+        logits[(i + 1) % n] = next;
+    }
+    sampler_close(s);
+}
+
 /* Frequencies of 40,000 positions against softmax(logits / T), by a chi-square test at 5 sigma. */
 static void test_frequencies(void **state) {
     (void)state;
@@ -214,9 +241,9 @@ static void test_bad_options(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy),      cmocka_unit_test(test_frequencies),
-                                       cmocka_unit_test(test_filters),     cmocka_unit_test(test_pure),
-                                       cmocka_unit_test(test_min_p_alone), cmocka_unit_test(test_bad_options),
-                                       cmocka_unit_test(test_not_finite)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy),      cmocka_unit_test(test_greedy_places),
+                                       cmocka_unit_test(test_frequencies), cmocka_unit_test(test_filters),
+                                       cmocka_unit_test(test_pure),        cmocka_unit_test(test_min_p_alone),
+                                       cmocka_unit_test(test_bad_options), cmocka_unit_test(test_not_finite)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
